@@ -1,0 +1,219 @@
+"""PostgreSQL on Trio: the one connection class, and the pool.
+
+psycopg's generators do no I/O of their own: they say "wait until readable". `Connection.wait` drives them with Trio's own
+waiting, so a query costs no thread and no foreign loop. Rule: a connection on which anything was cancelled, timed out or torn
+is thrown away, never handed on; what was in flight on it may or may not have happened.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import psycopg
+import psycopg.conninfo
+import trio
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+from psycopg.waiting import Ready, Wait
+
+from uim.errors import UIMError, unavailable
+
+CONNECT_WITHIN_S: Final = 5.0
+ANSWER_WITHIN_S: Final = 5.0
+ACQUIRE_WITHIN_S: Final = 5.0
+CHECK_AFTER_IDLE_S: Final = 30.0
+CANCEL_WITHIN_S: Final = 1.0
+
+# What a server or a network that goes away looks like; also a statement over its time-out.
+ConnectionLost = (psycopg.OperationalError, psycopg.InterfaceError)
+
+
+async def _until(fd: int, wanted: Wait) -> Ready:
+    if wanted == Wait.R:
+        await trio.lowlevel.wait_readable(fd)
+        return Ready.R
+    if wanted == Wait.W:
+        await trio.lowlevel.wait_writable(fd)
+        return Ready.W
+    ready = Ready.NONE
+
+    async def one(wait: Any, state: Ready) -> None:
+        nonlocal ready
+        await wait(fd)
+        ready |= state  # type: ignore[assignment]  # Ready is an IntEnum used as flags by psycopg itself
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, trio.lowlevel.wait_readable, Ready.R)
+        nursery.start_soon(one, trio.lowlevel.wait_writable, Ready.W)
+    return ready
+
+
+async def _drive_connecting(gen: Generator[tuple[int, Wait], Ready, Any]) -> Any:
+    try:
+        fd, wanted = next(gen)
+        while True:
+            fd, wanted = gen.send(await _until(fd, wanted))
+    except StopIteration as end:
+        return end.value
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """A psycopg connection whose waiting is Trio's. Made by `connect`; used by one task at a time.
+
+    Cancelled in mid-query, it asks the server to cancel, then closes itself. No answer within `answer_within_s`: closes
+    itself and raises OperationalError, so that a hung database is noticed by whoever waits for it.
+    """
+
+    answer_within_s: float = ANSWER_WITHIN_S
+    idle_since: float = 0.0
+
+    def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.lock = trio.Lock()  # type: ignore[assignment]  # used only as `async with`; asyncio's would not wait on Trio
+
+    async def wait(self, gen: Any, interval: float = 0.0, timeout: float | None = None) -> Any:
+        fd = self.pgconn.socket
+        try:
+            wanted = next(gen)
+            with trio.move_on_after(self.answer_within_s):
+                while True:
+                    wanted = gen.send(await _until(fd, wanted))
+        except StopIteration as end:
+            return end.value
+        except trio.Cancelled:
+            with trio.move_on_after(CANCEL_WITHIN_S, shield=True):
+                await self._ask_to_cancel()
+            self.pgconn.finish()
+            raise
+        except OSError as lost:
+            self.pgconn.finish()
+            raise psycopg.OperationalError("connection socket closed") from lost
+        self.pgconn.finish()
+        raise psycopg.OperationalError(f"no answer from the database within {self.answer_within_s} s")
+
+    async def _ask_to_cancel(self) -> None:
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            try:
+                await _drive_connecting(self._cancel_gen())
+            except (psycopg.Error, OSError):
+                return  # the connection is closed next; the server notices that instead
+
+    def looks_dead(self) -> bool:
+        """True if the connection is closed, in a transaction, or has bytes waiting that nobody asked for (a farewell)."""
+        if self.closed or self.pgconn.transaction_status != TransactionStatus.IDLE:
+            return True
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+async def connect(url: str, *, name: str, settings: dict[str, str] | None = None) -> Connection:
+    """A new connection in autocommit, named `name` in pg_stat_activity, with server settings for this session.
+
+    Raises psycopg.OperationalError when the server cannot be reached within CONNECT_WITHIN_S.
+    """
+    parameters = psycopg.conninfo.conninfo_to_dict(url)
+    wanted = {"timezone": "UTC", "idle_in_transaction_session_timeout": "5s", "synchronous_commit": "on", **(settings or {})}
+    options = " ".join(f"-c {key}={value}" for key, value in wanted.items())
+    parameters["options"] = f"{parameters.get('options') or ''} {options}".strip()
+    parameters.setdefault("application_name", f"uim {name}")
+    parameters.setdefault("tcp_user_timeout", "10000")
+    # Resolving a name may block; the blocking variant in a thread, for asyncio's own would need its loop.
+    attempts = await trio.to_thread.run_sync(psycopg.conninfo.conninfo_attempts, parameters, abandon_on_cancel=True)
+    failure: psycopg.Error | None = None
+    for attempt in attempts:
+        try:
+            with trio.fail_after(CONNECT_WITHIN_S):
+                made = await _drive_connecting(Connection._connect_gen(psycopg.conninfo.make_conninfo("", **attempt)))
+        except psycopg.Error as error:
+            failure = error
+        except trio.TooSlowError:
+            failure = psycopg.OperationalError(f"no connection to the database within {CONNECT_WITHIN_S} s")
+        else:
+            made._autocommit = True
+            made.prepare_threshold = 2
+            assert isinstance(made, Connection)
+            return made
+    assert failure is not None
+    raise failure
+
+
+class Pool:
+    """At most `size` connections, lent one at a time: the last used first, waiters in order.
+
+    `connection()` and `transaction()` turn a lost connection into the refusal `unavailable`.
+    """
+
+    def __init__(self, url: str, size: int, *, statement_timeout_s: float = 4.0) -> None:
+        self._url = url
+        self._slots = trio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._settings = {"statement_timeout": f"{int(statement_timeout_s * 1000)}"}
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection in autocommit: each statement is its own transaction. Raises UIMError `unavailable`."""
+        with trio.move_on_after(ACQUIRE_WITHIN_S) as waited:
+            await self._slots.acquire()
+        if waited.cancelled_caught:
+            raise unavailable("the database is busy")
+        try:
+            async with self._lent() as lent:
+                yield lent
+        except ConnectionLost as lost:
+            self.close_idle()
+            raise unavailable() from lost
+        finally:
+            self._slots.release()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside one transaction: committed at the end, rolled back on any exception."""
+        async with self.connection() as lent, lent.transaction():
+            yield lent
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[Connection]:
+        connection = await self._take()
+        try:
+            yield connection
+        finally:
+            if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                connection.pgconn.finish()
+            else:
+                connection.idle_since = trio.current_time()
+                self._idle.append(connection)
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.looks_dead():
+                connection.pgconn.finish()
+                continue
+            if trio.current_time() - connection.idle_since > CHECK_AFTER_IDLE_S:
+                try:
+                    await connection.execute("select 1")
+                except ConnectionLost:
+                    connection.pgconn.finish()
+                    continue
+            return connection
+        return await connect(self._url, name="pool", settings=self._settings)
+
+    def close_idle(self) -> None:
+        """Close what is not lent: after an outage their other ends are gone."""
+        while self._idle:
+            self._idle.pop().pgconn.finish()
+
+    async def probe(self) -> None:
+        """One round trip; raises UIMError `unavailable`."""
+        async with self.connection() as tx:
+            await tx.execute("select 1")
+
+
+def is_lost(error: BaseException) -> bool:
+    """True for an error that says the database is away, as an exception of psycopg's or already as a refusal."""
+    return isinstance(error, ConnectionLost) or (isinstance(error, UIMError) and error.code == "unavailable")
