@@ -1,0 +1,53 @@
+"""What the promises need of the servers below us, read off them: for `uim check`.
+
+"sent" means committed with fsync on; "queued" means in an append-only file that no eviction touches. Rule: only looks,
+changes nothing; each finding is a sentence for the operator, or None where all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from psycopg import AsyncConnection
+
+LEAST_POSTGRESQL: Final = 15
+
+
+async def postgresql_version(tx: AsyncConnection[Any]) -> str | None:
+    """What is wrong with the server's version, or None."""
+    major = tx.info.server_version // 10000
+    return f"it is version {major}: {LEAST_POSTGRESQL} or newer is needed" if major < LEAST_POSTGRESQL else None
+
+
+async def setting(tx: AsyncConnection[Any], name: str) -> str:
+    """The server's value of a setting as the database sets it, whatever this connection asked for."""
+    row = await (await tx.execute("select reset_val from pg_settings where name = %s", [name])).fetchone()
+    return "" if row is None else str(row[0])
+
+
+async def fsync(tx: AsyncConnection[Any]) -> str | None:
+    if await setting(tx, "fsync") == "on":
+        return None
+    return "fsync is off: acknowledged messages would be lost with the power; set fsync = on"
+
+
+async def synchronous_commit(tx: AsyncConnection[Any]) -> str | None:
+    if await setting(tx, "synchronous_commit") != "off":
+        return None
+    return "synchronous_commit is off: a commit would be told before it is on disk; set it to on"
+
+
+def append_only(persistence: Mapping[str, Any]) -> str | None:
+    """`persistence`: the section of that name of Redis INFO."""
+    if int(persistence.get("aof_enabled", 0)) == 1:
+        return None
+    return "the append-only file is off: spooled sends would not outlive a restart; set appendonly yes"
+
+
+def eviction(memory: Mapping[str, Any]) -> str | None:
+    """`memory`: the section of that name of Redis INFO."""
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if policy == "noeviction" or int(memory.get("maxmemory", 0)) == 0:
+        return None
+    return f"maxmemory-policy is {policy}: spooled sends could be evicted; set it to noeviction"

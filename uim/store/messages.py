@@ -1,0 +1,156 @@
+"""The log in SQL: appending, reading on from a cursor, history.
+
+Rule: everything that reads entries for a user goes through that user's stays; ids are numbered only by the functions in
+schema/, under the log lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from uim.model.message import Draft, Entry
+from uim.store.postgres import Connection
+
+COLUMNS: Final = """m.message_id, m.conversation_id, m.seq, m.sender_id, m.client_message_id, m.content, m.message_type,
+    m.metadata::text, m.created_at, m.deleted_at is not null"""
+
+_APPEND: Final = """select ord, outcome, message_id, seq, created_at
+    from log_append(%s::uuid[], %s::uuid[], %s::text[], %s::bytea[], %s::text[], %s::text[])"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one draft: `inserted`, `duplicate`, `conflict`, or the code of its refusal (then without a place)."""
+
+    verdict: str
+    message_id: int | None
+    seq: int | None
+    created_at: datetime | None
+
+
+async def append(tx: Connection, drafts: Sequence[Draft]) -> list[Outcome]:
+    """Append a batch in one call; an outcome for each draft, in order. Any SQL error fails the whole batch."""
+    columns = (
+        [d.conversation_id for d in drafts],
+        [d.sender_id for d in drafts],
+        [d.client_message_id for d in drafts],
+        [d.content_hash for d in drafts],
+        [d.content for d in drafts],
+        [d.metadata for d in drafts],
+    )
+    cursor = await tx.execute(_APPEND, columns, binary=True, prepare=True)
+    rows = sorted(await cursor.fetchall())
+    return [Outcome(*row[1:]) for row in rows]
+
+
+async def append_own(
+    tx: Connection, *, conversation_id: UUID, sender_id: UUID, server_key: UUID, message_type: str, metadata: str
+) -> Entry:
+    """Append an entry of the server's own inside the caller's transaction; takes the log lock if it is not held yet."""
+    cursor = await tx.execute(
+        "select message_id, seq, created_at from log_append_own(%s, %s, %s, %s::text, %s::text)",
+        (conversation_id, sender_id, server_key, message_type, metadata),
+        binary=True,
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return Entry(row[0], conversation_id, row[1], sender_id, None, "", message_type, metadata, row[2])
+
+
+async def lock_log(tx: Connection) -> None:
+    """Take the log's append lock for this transaction: the first of all locks."""
+    await tx.execute("select log_lock()")
+
+
+async def has_server_key(tx: Connection, server_key: UUID) -> bool:
+    cursor = await tx.execute("select from messages where server_key = %s", (server_key,))
+    return await cursor.fetchone() is not None
+
+
+async def head(tx: Connection) -> int:
+    """The newest id of the log; just below the epoch's base while that epoch has no entry."""
+    cursor = await tx.execute("select next_id - 1 from log_tail()", binary=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def entries_after(tx: Connection, after: int, limit: int) -> list[Entry]:
+    """Every entry of the log above `after`, whoever may see it: for the tailer alone."""
+    cursor = await tx.execute(
+        f"select {COLUMNS} from messages m where m.message_id > %s order by m.message_id limit %s", (after, limit), binary=True
+    )
+    return [Entry(*row) for row in await cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Entries that a user may see above a cursor, and the id up to which that is complete."""
+
+    entries: list[Entry]
+    position: int
+    full: bool
+
+
+# The page and the head in one statement, so in one snapshot: what is not in the page is above its position.
+_PAGE: Final = f"""
+    with head as materialized (select greatest((select m.message_id from messages m order by m.message_id desc limit 1), 0) as id),
+    page as (
+        select found.* from participations s
+        cross join lateral (
+            select m.* from messages m
+            where m.conversation_id = s.conversation_id
+                and m.message_id > %(after)s and m.message_id >= s.joined_message_id
+                and m.message_id <= least((select id from head), coalesce(s.left_message_id, 9007199254740991))
+            order by m.message_id limit %(limit)s
+        ) found
+        where s.user_id = %(user_id)s and (s.left_message_id is null or s.left_message_id > %(after)s)
+        order by found.message_id limit %(limit)s
+    )
+    select h.id, {COLUMNS} from head h left join page m on true order by m.message_id"""
+
+
+async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> Page:
+    """The next entries above `after` that this user may see, and the position that they are complete to."""
+    cursor = await tx.execute(_PAGE, {"user_id": user_id, "after": after, "limit": limit}, binary=True, prepare=True)
+    rows = await cursor.fetchall()
+    entries = [Entry(*row[1:]) for row in rows if row[1] is not None]
+    full = len(entries) >= limit
+    return Page(entries, entries[-1].message_id if full else max(rows[0][0] or 0, after), full)
+
+
+async def count_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> int:
+    """How many entries above `after` this user may see, counted to `limit`."""
+    cursor = await tx.execute(
+        """select count(*) from (
+            select from participations s
+            join messages m on m.conversation_id = s.conversation_id and m.message_id > %(after)s
+                and m.message_id >= s.joined_message_id and m.message_id <= coalesce(s.left_message_id, 9007199254740991)
+            where s.user_id = %(user_id)s limit %(limit)s) visible""",
+        {"user_id": user_id, "after": after, "limit": limit},
+        binary=True,
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+Stays = dict[UUID, list[tuple[int, int | None]]]
+
+
+async def stays_of(tx: Connection, conversation_ids: Sequence[UUID]) -> dict[UUID, Stays]:
+    """Every stay of each conversation, by user, oldest first; a conversation without any is absent."""
+    cursor = await tx.execute(
+        """select conversation_id, user_id, joined_message_id, left_message_id from participations
+            where conversation_id = any(%s) order by joined_message_id""",
+        (list(conversation_ids),),
+        binary=True,
+    )
+    found: dict[UUID, Stays] = {}
+    for conversation_id, user_id, joined, left in await cursor.fetchall():
+        found.setdefault(conversation_id, {}).setdefault(user_id, []).append((joined, left))
+    return found
