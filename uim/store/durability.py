@@ -20,22 +20,22 @@ async def postgresql_version(tx: AsyncConnection[Any]) -> str | None:
     return f"it is version {major}: {LEAST_POSTGRESQL} or newer is needed" if major < LEAST_POSTGRESQL else None
 
 
-async def setting(tx: AsyncConnection[Any], name: str) -> str:
-    """The server's value of a setting as the database sets it, whatever this connection asked for."""
-    row = await (await tx.execute("select reset_val from pg_settings where name = %s", [name])).fetchone()
-    return "" if row is None else str(row[0])
-
-
 async def fsync(tx: AsyncConnection[Any]) -> str | None:
-    if await setting(tx, "fsync") == "on":
+    if await _setting(tx, "fsync") == "on":
         return None
     return "fsync is off: acknowledged messages would be lost with the power; set fsync = on"
 
 
 async def synchronous_commit(tx: AsyncConnection[Any]) -> str | None:
-    if await setting(tx, "synchronous_commit") != "off":
+    """As it holds for this connection, the way the server connects: what is asked for at connect outranks the database."""
+    if await _setting(tx, "synchronous_commit") != "off":
         return None
     return "synchronous_commit is off: a commit would be told before it is on disk; set it to on"
+
+
+async def _setting(tx: AsyncConnection[Any], name: str) -> str:
+    row = await (await tx.execute("select current_setting(%s)", [name])).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def append_only(persistence: Mapping[str, Any]) -> str | None:
