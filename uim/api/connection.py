@@ -1,0 +1,124 @@
+"""One HTTP/1.1 connection: Hypercorn's protocol under our own rules.
+
+Hypercorn would by itself turn a request into a WebSocket or into HTTP/2, on the first request or any later one of a
+connection; its WebSocket side inflates without a bound. Rule: what comes here is HTTP/1.1 and stays so, an Upgrade is
+dropped before Hypercorn decides. This file alone touches Hypercorn's private names; tests/test_http_front.py tells
+when a release of Hypercorn moves them.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Final, cast
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.utils import wrap_app
+
+from uim.admission import Peer
+from uim.api.answers import problem_bytes
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+_UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
+
+
+class HttpFront:
+    """The HTTP front of one application: called with (stream, peer), it serves that connection to its end.
+
+    The application's lifespan is not run: nothing here starts or ends with the application but what its owner opened.
+    Cancelled, it hangs up at once, even in the middle of an answer.
+    """
+
+    def __init__(self, app: ASGIFramework, *, keep_alive_s: float = 15.0) -> None:
+        self._config = _config(keep_alive_s)
+        self._app = wrap_app(app, 0, "asgi")
+        self._context = WorkerContext(None)
+
+    async def __call__(self, stream: trio.abc.Stream, peer: Peer) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_hang_up_when_cancelled, stream)
+            connection = _Connection(
+                # Hypercorn's annotation names the one stream it makes itself; it uses what every Stream has.
+                self._app, self._config, self._context, {}, cast("trio.SSLStream[trio.SocketStream]", stream)
+            )  # fmt: skip
+            connection.peer = peer
+            await connection.run()
+            nursery.cancel_scope.cancel()
+
+    async def finish(self) -> None:
+        """Let each connection end after the answer it is giving; idle ones end now. For a server that stops."""
+        await self._context.terminated.set()
+
+
+def _config(keep_alive_s: float) -> Config:
+    config = Config()
+    config.h11_max_incomplete_size = MAX_HEAD_BYTES
+    # From the end of one answer to the end of the next head: this also cuts who sends a head by drops.
+    config.keep_alive_timeout = keep_alive_s
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+async def _hang_up_when_cancelled(stream: trio.abc.Stream) -> None:
+    # Hypercorn shields its writes from cancellation: a client that reads nothing would hold up the server's end.
+    try:
+        await trio.sleep_forever()
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+class _Connection(TCPServer):
+    peer: Peer
+
+    async def run(self) -> None:
+        try:
+            async with TaskGroup() as task_group:
+                self._task_group = task_group
+                # It has ProtocolWrapper's two methods, without the ways over to HTTP/2.
+                self.protocol = cast(ProtocolWrapper, self._http_only(task_group))
+                await self.protocol.initiate()
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+        finally:
+            await self._close()
+
+    def _http_only(self, task_group: TaskGroup) -> _HttpOnly:
+        client = (self.peer.address, self.peer.port)
+        state = ConnectionState({})
+        return _HttpOnly(
+            self.app, self.config, self.context, task_group, state, self.peer.tls, client, None, self.protocol_send
+        )
+
+
+class _HttpOnly(H11Protocol):
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Hypercorn goes over to HTTP/2 here; we never do."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name not in _UPGRADES]
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """What h11 could not read: told as every other refusal is."""
+        status = HTTPStatus(status_code)
+        body, headers = problem_bytes("bad_request", status.value, "this is not a request that HTTP/1.1 allows")
+        fields = [*headers, ("content-length", str(len(body))), ("connection", "close")]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=fields))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+

@@ -1,0 +1,161 @@
+"""The table of routes: what each takes and answers, once, for the application and for OpenAPI alike.
+
+A room of the HTTP front adds its handlers to a `Routes` (they get the house by closure); `register` puts the table
+into the application. Rule: a handler is called with checked values alone: the caller it asked for, ids of its path,
+its query and its body; and it answers with a value, or raises a refusal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+import quart
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from uim.api.answers import answer
+from uim.api.requests import path_id, path_number, read_body, read_query
+from uim.errors import UIMError
+
+HANDLER_S: Final = 30.0
+_NUMBERED: Final = frozenset({"message_id"})
+_PLACE: Final = re.compile(r"\{(\w+)\}")
+
+Handler = Callable[..., Awaitable[object]]
+HandlerT = TypeVar("HandlerT", bound=Handler)
+Authenticate = Callable[[quart.Request], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One method of one path. `answers` is the type of its JSON on success, None for no body."""
+
+    method: str
+    path: str
+    handler: Handler
+    body: Any
+    query: Any
+    answers: Any
+    status: int
+    signed_in: bool
+    summary: str
+
+    @property
+    def places(self) -> list[str]:
+        """The names in the path's braces, in order."""
+        return _PLACE.findall(self.path)
+
+
+class _NoQuery(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class Routes:
+    """The routes of one application, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._routes: list[Route] = []
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
+
+    def route(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: Any = None,
+        answers: Any = None,
+        status: int | None = None,
+        signed_in: bool = True,
+        summary: str = "",
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Add the decorated handler under `path`, where `{user_id}` stands for a UUID and `{message_id}` for a number.
+
+        It is called as `handler(caller, user_id=…, query=…, body=…)`, with only what the route names: `caller` if
+        `signed_in`, `query` and `body` if their types are given. What it returns is the JSON of the answer (None: no
+        body), under `status` (200, or 204 without `answers`), or a Response of its own, e.g. `answer(value, 201)`.
+        """
+
+        def add(handler: HandlerT) -> HandlerT:
+            self._routes.append(
+                Route(
+                    method=method,
+                    path=path,
+                    handler=handler,
+                    body=body,
+                    query=query,
+                    answers=answers,
+                    status=status or (200 if answers is not None else 204),
+                    signed_in=signed_in,
+                    summary=summary,
+                )
+            )
+            return handler
+
+        return add
+
+
+def register(
+    app: QuartTrio,
+    routes: Routes,
+    *,
+    authenticate: Authenticate,
+    on_signed_in: Callable[[str, int], None] | None = None,
+    handler_s: float = HANDLER_S,
+) -> None:
+    """Put every route into the application.
+
+    `authenticate(request)` finds the caller of a signed-in route or raises its refusal; `on_signed_in(address, port)`
+    hears of each success, by the address of the connection itself. A handler that takes more than `handler_s` is
+    cancelled and answers 503.
+    """
+    for route in routes:
+        view = _view(route, authenticate, on_signed_in, handler_s)
+        rule = _PLACE.sub(r"<\1>", route.path)
+        app.add_url_rule(rule, f"{route.method} {route.path}", view, methods=[route.method])
+
+
+def _view(
+    route: Route,
+    authenticate: Authenticate,
+    on_signed_in: Callable[[str, int], None] | None,
+    handler_s: float,
+) -> Callable[..., Awaitable[Response]]:
+    async def find_caller() -> list[object]:
+        if not route.signed_in:
+            return []
+        caller = await authenticate(quart.request)
+        if on_signed_in is not None and (client := request.scope.get("client")) is not None:
+            on_signed_in(*client)
+        return [caller]
+
+    async def view(**places: str) -> Response:
+        with trio.move_on_after(handler_s):
+            callers = await find_caller()
+            arguments = await _arguments(route, places)
+            value = await route.handler(*callers, **arguments)
+            return value if isinstance(value, Response) else answer(value, route.status)
+        raise UIMError("unavailable", "this took too long", retry_after_s=2.0)
+
+    return view
+
+
+async def _arguments(route: Route, places: dict[str, str]) -> dict[str, object]:
+    arguments: dict[str, object] = {}
+    for name, text in places.items():
+        arguments[name] = path_number(text, name) if name in _NUMBERED else path_id(text, name)
+    if route.query is not None:
+        arguments["query"] = read_query(route.query)
+    else:
+        # A parameter that nobody asked for is a mistake too, and a silent one if it is let through.
+        read_query(_NoQuery)
+    if route.body is not None:
+        arguments["body"] = await read_body(route.body)
+    return arguments
