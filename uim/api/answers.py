@@ -65,7 +65,9 @@ def _rfc3339(at: datetime) -> str:
 def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer; None has no body, and with the plain status becomes 204."""
     if value is None:
-        return Response(b"", 204 if status == 200 else status, headers=dict(headers or {}))
+        empty = Response(b"", 204 if status == 200 else status, headers=dict(headers or {}))
+        del empty.headers["Content-Type"]
+        return empty
     return Response(to_json(value), status, headers=dict(headers or {}), content_type="application/json")
 
 

@@ -9,13 +9,16 @@ when a release of Hypercorn moves them.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final, cast
 
 import h11
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Closed
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -27,6 +30,8 @@ from uim.admission import Peer
 from uim.api.answers import problem_bytes
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+# Longer than a stream's own goodbye, which is part of it.
+RECYCLE_S: Final = 5.0
 _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -105,6 +110,11 @@ class _HttpOnly(H11Protocol):
         """Hypercorn goes over to HTTP/2 here; we never do."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        # h11 bounds a head that is not there yet; one that comes whole in one read may be larger.
+        if sum(len(name) + len(value) + 4 for name, value in request.headers) > MAX_HEAD_BYTES:
+            await self._send_error_response(431)
+            await self.send(Closed())
+            return
         headers = [(name, value) for name, value in request.headers if name not in _UPGRADES]
         await super()._create_stream(
             h11.Request(
@@ -112,10 +122,26 @@ class _HttpOnly(H11Protocol):
             )
         )
 
+    async def stream_send(self, event: Event) -> None:
+        # Answered before the body was read, the connection ends after it: say so, or the client sends its next request
+        # into the end.
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def _maybe_recycle(self) -> None:
+        # Quart cancels the task that runs this at its first wait, for the first thing done here tells Quart that the
+        # request is over. Unshielded, the connection would have no idle deadline, and a last answer would be torn.
+        with trio.move_on_after(RECYCLE_S, shield=True) as patience:
+            await super()._maybe_recycle()
+        if patience.cancelled_caught:
+            with trio.move_on_after(RECYCLE_S, shield=True):
+                await self.send(Closed())
+
     async def _send_error_response(self, status_code: int) -> None:
         """What h11 could not read: told as every other refusal is."""
         status = HTTPStatus(status_code)
-        body, headers = problem_bytes("bad_request", status.value, "this is not a request that HTTP/1.1 allows")
+        body, headers = problem_bytes("bad_request", status.value, "this is no valid request")
         fields = [*headers, ("content-length", str(len(body))), ("connection", "close")]
         await self._send_h11_event(h11.Response(status_code=status_code, headers=fields))
         await self._send_h11_event(h11.Data(data=body))

@@ -116,7 +116,8 @@ def _field_errors(text: str) -> dict[str, str]:
     found = _MISPLACED.match(text)
     if found is None:
         return {"": text}
-    path, why = (found["path"] or "").lstrip("."), found["why"]
+    # "[...]" is msgspec's "somewhere", where it decodes without a type.
+    path, why = (found["path"] or "").lstrip(".").replace("[...]", ""), found["why"]
     named = _NAMED.match(why)
     if named is None:
         return {path: why}
