@@ -6,6 +6,7 @@ process ids are used again.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -44,21 +45,30 @@ class Stop:
 
 def run(command: Sequence[str | Path], *, account: Account | None, within_s: float, stdin: str | None = None) -> str:
     """Run a short program to its end; its output. Raises EmbeddedError with its last words if it fails or takes too long."""
+    name = Path(command[0]).name
     try:
-        done: subprocess.CompletedProcess[str] = subprocess.run(
+        process = subprocess.Popen(
             [str(part) for part in command],
-            input=stdin if stdin is not None else "",
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=within_s,
             **_child_options(account),
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EmbeddedError(f"{Path(command[0]).name} could not be run: {error}") from error
-    if done.returncode != 0:
-        raise EmbeddedError(f"{Path(command[0]).name} failed: {_last_words(done.stdout)}")
-    return done.stdout
+    except OSError as error:
+        raise EmbeddedError(f"{name} could not be started: {error}") from error
+    try:
+        output, _ = process.communicate(stdin, timeout=within_s)
+    except subprocess.TimeoutExpired as error:
+        raise EmbeddedError(f"{name} was not done within {within_s:.0f} s") from error
+    finally:
+        if process.poll() is None:
+            # Its children too (initdb has some): they would go on writing into the folder.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode != 0:
+        raise EmbeddedError(f"{name} failed: {_last_words(output)}")
+    return str(output)
 
 
 @contextmanager
@@ -70,6 +80,7 @@ def running(
     `is_ready(pid)` is asked until true. Raises EmbeddedError with the end of its log if it ends before, or takes too long.
     """
     name = Path(command[0]).name
+    log.touch(mode=0o600)
     with log.open("ab") as output:
         try:
             process = subprocess.Popen(

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 LEAST_POSTGRESQL: Final = 15
 
 
-async def postgresql_version(tx: AsyncConnection[Any]) -> str | None:
+def postgresql_version(tx: AsyncConnection[Any]) -> str | None:
     """What is wrong with the server's version, or None."""
     major = tx.info.server_version // 10000
     return f"it is version {major}: {LEAST_POSTGRESQL} or newer is needed" if major < LEAST_POSTGRESQL else None

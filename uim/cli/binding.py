@@ -1,0 +1,92 @@
+"""Listening sockets: bound before anything else starts, or handed over by systemd; and telling systemd that we are ready.
+
+Rule: whatever stands in the way of listening is one sentence that names the address, before a client could be lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from uim.config import Bind
+
+# The kernel caps it at net.core.somaxconn; a restart brings every client back within seconds.
+BACKLOG: Final = 4096
+_ADVICE: Final = {
+    errno.EADDRINUSE: "another program listens there; choose another port",
+    errno.EACCES: "not allowed for this account; take a port above 1023, or let systemd hand the socket over (fd://)",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+}
+
+
+class BindError(Exception):
+    """Why an address cannot be listened on; one sentence."""
+
+
+def listen(binds: Iterable[Bind]) -> list[socket.socket]:
+    """A listening socket for each address of each bind (a name may have several). Raises BindError, then none is open."""
+    sockets: list[socket.socket] = []
+    try:
+        for bind in binds:
+            sockets += [_handed_over(bind.fd)] if bind.fd is not None else _bound(bind)
+    except BindError:
+        for made in sockets:
+            made.close()
+        raise
+    return sockets
+
+
+def address_of(listening: socket.socket) -> Bind:
+    """Where a socket really listens: the port is the kernel's choice where 0 was asked for."""
+    host, port = listening.getsockname()[:2]
+    return Bind(host, port)
+
+
+def _bound(bind: Bind) -> list[socket.socket]:
+    try:
+        found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise BindError(f"cannot listen on {bind}: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    # A name may stand twice in /etc/hosts for one address.
+    for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
+        made = socket.socket(family, socket.SOCK_STREAM)
+        sockets.append(made)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Else [::] would take 0.0.0.0 along, and refuse it to whoever lists both.
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(address)
+            made.listen(BACKLOG)
+        except OSError as error:
+            for opened in sockets:
+                opened.close()
+            why = _ADVICE.get(error.errno or 0, os.strerror(error.errno or 0))
+            raise BindError(f"cannot listen on {bind}: {why}") from error
+    return sockets
+
+
+def _handed_over(fd: int) -> socket.socket:
+    try:
+        given = socket.socket(fileno=fd)
+    except OSError as error:
+        raise BindError(f"fd://{fd} is no socket that systemd handed over: {error.strerror}") from error
+    if given.type != socket.SOCK_STREAM or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        given.detach()
+        raise BindError(f"fd://{fd} is no listening stream socket: the .socket unit needs ListenStream=")
+    given.set_inheritable(False)
+    return given
+
+
+def notify_systemd(environ: Mapping[str, str], state: str) -> None:
+    """Tell systemd a state such as READY=1 (sd_notify(3)); nothing happens where no systemd waits for it."""
+    path = environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
+        messenger.connect("\0" + path[1:] if path.startswith("@") else path)
+        messenger.sendall(state.encode())

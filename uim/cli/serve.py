@@ -1,0 +1,51 @@
+"""`uim serve`: the server in production, from settings alone.
+
+Rule: what can be found wrong before the first client is found here: settings, sockets, certificate, schema.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import click
+import trio
+
+from uim import server
+from uim.cli.binding import listen, notify_systemd
+from uim.cli.check import tls_fault
+from uim.cli.failing import Failed, WrongSettings, log_or_exit, settings_or_exit, told
+from uim.config import Settings, process_environ
+from uim.store import migrations, postgres
+
+EXAMPLE = """\b
+Example:
+  set -a; . /etc/uim/uim.env; set +a
+  uim migrate && uim serve
+"""
+
+
+@click.command(help=f"Run the server, from UIM_* settings. SIGTERM or Ctrl-C drains it and ends it.\n\n{EXAMPLE}")
+def serve() -> None:
+    environ = process_environ()
+    settings = settings_or_exit(environ)
+    log_or_exit(settings)
+    if fault := tls_fault(settings):
+        raise WrongSettings(fault)
+    with ExitStack() as stack:
+        sockets = told(lambda: listen(settings.bind))
+        operations_sockets = told(lambda: listen([settings.operations_bind]))
+        for opened in (*sockets, *operations_sockets):
+            stack.enter_context(opened)
+        if missing := told(lambda: trio.run(_missing_migrations, settings)):
+            raise Failed(f"the database lacks {', '.join(missing)}: run `uim migrate` first")
+        server.run(
+            settings,
+            sockets=sockets,
+            operations_sockets=operations_sockets,
+            on_ready=lambda: notify_systemd(environ, "READY=1"),
+        )
+
+
+async def _missing_migrations(settings: Settings) -> list[str]:
+    async with await postgres.connect(settings.database_url, name="serve") as tx:
+        return await migrations.pending(tx)
