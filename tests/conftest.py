@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -31,16 +32,31 @@ TEMPLATE = "uim_template"
 POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300", "max_wal_size": "2GB"}
 
 
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    """PostgreSQL and Valkey for the whole run, in a folder that PostgreSQL's account can reach when we are root."""
+@contextmanager
+def _reachable_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="uim-tests-"))
     folder.chmod(0o755)
     try:
-        with embedded_servers(folder / "data", postgres_settings=POSTGRES_SETTINGS) as started:
-            yield started
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def reachable_folder() -> Iterator[Path]:
+    """A temporary folder that PostgreSQL's own account can reach when we are root; pytest's tmp_path is closed to it."""
+    with _reachable_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """PostgreSQL and Valkey for the whole run."""
+    with (
+        _reachable_folder() as folder,
+        embedded_servers(folder / "data", postgres_settings=POSTGRES_SETTINGS) as started,
+    ):
+        yield started
 
 
 def url_of(servers: Servers, database: str) -> str:
