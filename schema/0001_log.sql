@@ -37,6 +37,9 @@ create table users (
 );
 create unique index users_username on users (lower(username));
 create unique index users_email on users (lower(email));
+-- For search by prefix: the unique index serves LIKE only under the C collation.
+create index users_username_prefix on users (lower(username) text_pattern_ops);
+create index users_display_name_prefix on users (lower(display_name) text_pattern_ops);
 
 -- A login is a signed-in device with its tokens. The refresh token is kept as a hash; its successor is derived with refresh_key.
 create table logins (
@@ -58,6 +61,7 @@ create table logins (
 );
 create index logins_user on logins (user_id) where ended_at is null;
 create index logins_ended on logins (ended_at) where ended_at is not null;
+create index logins_expiring on logins (expires_at) where ended_at is null;
 
 create table friendships (
     user_id    uuid not null references users,

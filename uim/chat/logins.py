@@ -1,0 +1,129 @@
+"""Who is calling: from an access token to a living login.
+
+A valid signature is not enough, for a login can end at any moment. What is known of living logins is kept in this
+process; what ends is told by `ended`, at once for what ends here, by the tailer's query for what ends elsewhere. Rule: what
+has once ended is never let in again, not even by a query that was under way when it ended.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+from uuid import UUID
+
+import trio
+
+from uim.chat.tokens import AccessClaims, Tokens
+from uim.errors import UIMError
+from uim.model.person import Caller
+from uim.store import logins
+from uim.store.postgres import Pool
+
+T = TypeVar("T")
+
+# Twice the connections of a process; about 10 MB.
+MAX_REMEMBERED: Final = 20_000
+MARK_WITHIN_S: Final = 1.0
+MARK_AGAIN_AFTER_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class _Living:
+    caller: Caller
+    used_generation: int
+    mark_not_before: float = 0.0
+
+
+class Logins:
+    """The living logins that this process has seen. `on_ended(login_id)` hears, once, of each that ends."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        tokens: Tokens,
+        *,
+        on_ended: Callable[[UUID], None] = lambda login_id: None,
+        max_remembered: int = MAX_REMEMBERED,
+    ) -> None:
+        self._pool = pool
+        self._tokens = tokens
+        self._on_ended = on_ended
+        self._max_remembered = max_remembered
+        self._living: OrderedDict[UUID, _Living] = OrderedDict()
+        self._ended: OrderedDict[UUID, None] = OrderedDict()
+
+    async def authenticate(self, token: str) -> Caller:
+        """The caller with this access token.
+
+        Raises UIMError `unauthorized` or `token_expired` by the token alone; `session_ended` if its login or account is no
+        more; `unavailable` for a login that this process has not seen while the database is away.
+        """
+        claims = self._tokens.read_access(token)
+        known = self._remembered(claims.sid) or await self._load(claims.sid)
+        if claims.gen > known.used_generation:
+            await self._mark_used(known, claims)
+        # It may have ended during the waits above.
+        if claims.sid in self._ended:
+            raise _session_ended()
+        return known.caller
+
+    def ended(self, login_ids: Iterable[UUID]) -> None:
+        """These have ended, here or elsewhere: let them in no more, and tell `on_ended` of those that are news."""
+        for login_id in login_ids:
+            is_news = login_id not in self._ended
+            self._living.pop(login_id, None)
+            _remember(self._ended, login_id, None, self._max_remembered)
+            if is_news:
+                self._on_ended(login_id)
+
+    def _remembered(self, login_id: UUID) -> _Living | None:
+        if login_id in self._ended:
+            raise _session_ended()
+        known = self._living.get(login_id)
+        if known is not None:
+            self._living.move_to_end(login_id)
+        return known
+
+    async def _load(self, login_id: UUID) -> _Living:
+        async with self._pool.connection() as tx:
+            found = await logins.living(tx, login_id)
+        # No await from here on. The query may be older than the news that this login has ended.
+        if found is None or login_id in self._ended:
+            raise _session_ended()
+        caller = Caller(found.user_id, found.login_id, found.device_id, found.username)
+        known = _Living(caller, found.used_generation)
+        _remember(self._living, login_id, known, self._max_remembered)
+        return known
+
+    async def _mark_used(self, known: _Living, claims: AccessClaims) -> None:
+        """The client has the new pair, so the old refresh token's time runs out.
+
+        Waits a second at most: with the database away callers are let in, and a later call marks it.
+        """
+        now = trio.current_time()
+        if now < known.mark_not_before:
+            return
+        known.mark_not_before = now + MARK_AGAIN_AFTER_S
+        with trio.move_on_after(MARK_WITHIN_S):
+            try:
+                async with self._pool.connection() as tx:
+                    await logins.mark_used(tx, login_id=claims.sid, generation=claims.gen)
+            except UIMError as refusal:
+                if refusal.code != "unavailable":
+                    raise
+            else:
+                known.used_generation = max(known.used_generation, claims.gen)
+                known.mark_not_before = 0.0
+
+
+def _remember(memory: OrderedDict[UUID, T], key: UUID, value: T, most: int) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > most:
+        memory.popitem(last=False)
+
+
+def _session_ended() -> UIMError:
+    return UIMError("session_ended", "this login has ended; sign in again")
