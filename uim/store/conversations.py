@@ -1,0 +1,223 @@
+"""Conversations as their members see them: the list, the objects, what is unread.
+
+Everything is by sets: a page of the list, or one conversation for all of its members, costs a few statements. Rule: a
+conversation is shown only to a current member, and of its entries only those in that member's stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from uim.model.conversation import UNREAD_LIMIT, ConversationView, Participant
+from uim.model.ids import MAX_MESSAGE_ID, rfc3339
+from uim.model.message import Entry
+from uim.store.messages import COLUMNS
+from uim.store.postgres import Connection
+from uim.wire.frames import message_object
+
+# Counted to the limit and no further: an unread counter that is stored is one that is wrong some day.
+_UNREAD: Final = f"""
+    select count(*)::integer as number from (
+        select from participations s
+        cross join lateral (
+            select from messages text
+            where text.conversation_id = s.conversation_id
+                and text.message_id > p.last_read_message_id and text.message_id >= s.joined_message_id
+                and text.message_id <= coalesce(s.left_message_id, {MAX_MESSAGE_ID})
+                and text.message_type = 'text' and text.sender_id <> p.user_id and text.deleted_at is null
+            limit {UNREAD_LIMIT}
+        ) waiting
+        where s.conversation_id = p.conversation_id and s.user_id = p.user_id
+            and coalesce(s.left_message_id, {MAX_MESSAGE_ID}) > p.last_read_message_id
+        limit {UNREAD_LIMIT}
+    ) counted"""
+
+# One row a (conversation, viewer). The open stay holds the newest entry, for a member who is in is in up to now.
+_FACES: Final = f"""
+    select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
+        c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number, {COLUMNS}
+    from unnest(%(conversations)s::uuid[], %(viewers)s::uuid[]) as g (conversation_id, user_id)
+    join conversation_participants p on p.conversation_id = g.conversation_id and p.user_id = g.user_id and p.left_at is null
+    join conversations c on c.conversation_id = p.conversation_id and c.deleted_at is null and c.type <> 'self'
+    join users viewer on viewer.user_id = p.user_id
+    join participations stay
+        on stay.conversation_id = p.conversation_id and stay.user_id = p.user_id and stay.left_message_id is null
+    left join lateral (
+        select newest.* from messages newest
+        where newest.conversation_id = c.conversation_id and newest.message_id >= stay.joined_message_id
+            and newest.message_type <> 'deletion'
+        order by newest.message_id desc limit 1
+    ) m on true
+    cross join lateral ({_UNREAD}) unread"""
+
+_MEMBERS: Final = """
+    select p.conversation_id, p.user_id, u.username, u.display_name, u.avatar_url, p.role, p.joined_at,
+        p.last_delivered_message_id, p.last_read_message_id, u.read_receipts
+    from conversation_participants p
+    join users u on u.user_id = p.user_id
+    where p.conversation_id = any(%s) and p.left_at is null
+    order by p.conversation_id, p.joined_at, p.user_id"""
+
+
+async def views(tx: Connection, *, user_id: UUID, conversation_ids: Sequence[UUID]) -> dict[UUID, ConversationView]:
+    """The conversations as this user sees them, by id; those that the user is not a current member of are absent."""
+    pairs = [(conversation_id, user_id) for conversation_id in conversation_ids]
+    return {conversation_id: view for (conversation_id, _), view in (await _views(tx, pairs)).items()}
+
+
+async def views_of(tx: Connection, *, conversation_id: UUID, user_ids: Sequence[UUID]) -> dict[UUID, ConversationView]:
+    """One conversation as each of these users sees it, by user; those who are not current members are absent."""
+    pairs = [(conversation_id, user_id) for user_id in user_ids]
+    return {user_id: view for (_, user_id), view in (await _views(tx, pairs)).items()}
+
+
+async def unread(tx: Connection, *, user_id: UUID, conversation_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """What the user has not read, per conversation, counted to 100; those that are not theirs are absent."""
+    cursor = await tx.execute(
+        f"""select p.conversation_id, unread.number from conversation_participants p
+            cross join lateral ({_UNREAD}) unread
+            where p.user_id = %s and p.conversation_id = any(%s) and p.left_at is null""",
+        (user_id, list(conversation_ids)),
+        binary=True,
+        prepare=True,
+    )
+    return {row[0]: row[1] for row in await cursor.fetchall()}
+
+
+async def is_member(tx: Connection, *, user_id: UUID, conversation_id: UUID) -> bool:
+    """Whether the conversation exists for this user: a living one of theirs, and not the one of their account."""
+    cursor = await tx.execute(
+        """select from conversation_participants p
+            join conversations c on c.conversation_id = p.conversation_id and c.deleted_at is null and c.type <> 'self'
+            where p.conversation_id = %s and p.user_id = %s and p.left_at is null""",
+        (conversation_id, user_id),
+        prepare=True,
+    )
+    return await cursor.fetchone() is not None
+
+
+async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], ConversationView]:
+    if not pairs:
+        return {}
+    columns = {"conversations": [pair[0] for pair in pairs], "viewers": [pair[1] for pair in pairs]}
+    cursor = await tx.execute(_FACES, columns, binary=True, prepare=True)
+    faces = await cursor.fetchall()
+    members = await _members(tx, list({face[4] for face in faces}))
+    return {(face[4], face[0]): _view(face, members.get(face[4], [])) for face in faces}
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A participant twice, as shown to whoever may and may not know what they have read."""
+
+    shows_reads: bool
+    open: Participant
+    discreet: Participant
+
+
+async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, list[_Member]]:
+    cursor = await tx.execute(_MEMBERS, (conversation_ids,), binary=True, prepare=True)
+    members: dict[UUID, list[_Member]] = {}
+    for row in await cursor.fetchall():
+        shown = Participant(row[1], row[2], row[3], row[4], row[5], rfc3339(row[6]), row[7], row[8])
+        member = _Member(row[9], shown, msgspec.structs.replace(shown, last_read_message_id=None))
+        members.setdefault(row[0], []).append(member)
+    return members
+
+
+def _view(face: tuple[Any, ...], members: list[_Member]) -> ConversationView:
+    viewer_id, role, last_read, viewer_shows_reads = face[:4]
+    conversation_id, kind, name, created_by, created_at, updated_at, number = face[4:11]
+    last = Entry(*face[11:]) if face[11] is not None else None
+    return ConversationView(
+        conversation_id=conversation_id,
+        type=kind,
+        name=name,
+        created_by=created_by,
+        created_at=rfc3339(created_at),
+        updated_at=rfc3339(updated_at),
+        role=role,
+        participants=[
+            member.open if member.open.user_id == viewer_id or (viewer_shows_reads and member.shows_reads) else member.discreet
+            for member in members
+        ],
+        last_message=msgspec.Raw(message_object(last, own=last.sender_id == viewer_id)) if last is not None else None,
+        unread_count=number,
+        last_read_message_id=last_read,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a conversation stands in a user's list: by its last activity. `at_us` is microseconds since the epoch."""
+
+    at_us: int
+    message_id: int
+    conversation_id: UUID
+    removed: bool = False
+
+
+# Entries of one batch share their time, so the id decides next; a one-on-one without entries stands where it was made,
+# one that the user is out of where that happened.
+_LIST: Final = """
+    select (extract(epoch from place.at) * 1000000)::bigint, place.message_id, p.conversation_id, p.left_at is not null
+    from conversation_participants p
+    join conversations c on c.conversation_id = p.conversation_id and c.type <> 'self'
+    left join lateral (
+        select m.message_id, m.created_at from messages m
+        where m.conversation_id = p.conversation_id and p.left_at is null order by m.message_id desc limit 1
+    ) newest on true
+    cross join lateral (
+        select coalesce(p.left_at, newest.created_at, c.created_at) as at, coalesce(newest.message_id, 0) as message_id
+    ) place
+    where p.user_id = %(user_id)s
+        and (p.left_at is null or p.left_at > %(since)s::timestamptz)
+        and (p.hidden_up_to is null or newest.message_id > p.hidden_up_to)
+        and (%(since)s::timestamptz is null or p.left_at is not null or newest.created_at > %(since)s or c.updated_at > %(since)s
+            or exists (
+                select from conversation_participants other join users u on u.user_id = other.user_id
+                where other.conversation_id = p.conversation_id
+                    and (other.changed_at > %(since)s or other.left_at is null and u.updated_at > %(since)s)
+            ))
+        and (%(at_us)s::bigint is null or ((extract(epoch from place.at) * 1000000)::bigint, place.message_id, p.conversation_id)
+            < (%(at_us)s::bigint, %(message_id)s::bigint, %(conversation_id)s::uuid))
+    order by 1 desc, 2 desc, 3 desc
+    limit %(limit)s"""
+
+
+async def listed(
+    tx: Connection, *, user_id: UUID, changed_since: datetime | None, below: Place | None, limit: int
+) -> list[Place]:
+    """The places of a user's conversations, newest activity first, below a place.
+
+    With `changed_since`: only those in which something has changed after it, and those that the user has been out of since.
+    """
+    cursor = await tx.execute(
+        _LIST,
+        {
+            "user_id": user_id,
+            "since": changed_since,
+            "at_us": below.at_us if below else None,
+            "message_id": below.message_id if below else None,
+            "conversation_id": below.conversation_id if below else None,
+            "limit": limit,
+        },
+        binary=True,
+    )
+    return [Place(*row) for row in await cursor.fetchall()]
+
+
+async def database_time(tx: Connection) -> datetime:
+    """The clock that stored times are taken from."""
+    cursor = await tx.execute("select clock_timestamp()", binary=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    at = row[0]
+    assert isinstance(at, datetime)
+    return at

@@ -1,0 +1,125 @@
+"""Pages of one conversation's past, one entry, and what has become of one's own messages.
+
+Rule: an entry is found only through a stay of whoever asks, both ends included; the callers have asked before whether that
+user is a member at all. A receipt counts where the stay of whoever gave it holds the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from uim.model.ids import MAX_MESSAGE_ID, rfc3339
+from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
+from uim.store.messages import COLUMNS
+from uim.store.postgres import Connection
+
+# Per stay by index from the near end, so that a page costs its own length and not the conversation's.
+_PAGE: Final = f"""
+    select {COLUMNS} from participations s
+    cross join lateral (
+        select e.* from messages e
+        where e.conversation_id = s.conversation_id
+            and e.message_id >= greatest(s.joined_message_id, %(least)s::bigint)
+            and e.message_id <= least(coalesce(s.left_message_id, {MAX_MESSAGE_ID}), %(most)s::bigint)
+        order by e.message_id {{direction}} limit %(limit)s
+    ) m
+    where s.conversation_id = %(conversation_id)s and s.user_id = %(user_id)s
+    order by m.message_id {{direction}} limit %(limit)s"""
+_UP_FROM: Final = _PAGE.format(direction="asc")
+_DOWN_FROM: Final = _PAGE.format(direction="desc")
+
+
+async def entries_down(tx: Connection, *, user_id: UUID, conversation_id: UUID, below: int, limit: int) -> list[Entry]:
+    """The nearest entries below an id that this user may see, the newest first."""
+    return await _page(tx, _DOWN_FROM, user_id, conversation_id, least=0, most=below - 1, limit=limit)
+
+
+async def entries_up(tx: Connection, *, user_id: UUID, conversation_id: UUID, above: int, limit: int) -> list[Entry]:
+    """The nearest entries above an id that this user may see, the oldest first."""
+    return await _page(tx, _UP_FROM, user_id, conversation_id, least=above + 1, most=MAX_MESSAGE_ID, limit=limit)
+
+
+async def entry(tx: Connection, *, user_id: UUID, conversation_id: UUID, message_id: int) -> Entry | None:
+    """One entry, if it is in this conversation and this user may see it."""
+    found = await _page(tx, _DOWN_FROM, user_id, conversation_id, least=message_id, most=message_id, limit=1)
+    return found[0] if found else None
+
+
+async def _page(
+    tx: Connection, query: str, user_id: UUID, conversation_id: UUID, *, least: int, most: int, limit: int
+) -> list[Entry]:
+    given = {"user_id": user_id, "conversation_id": conversation_id, "least": least, "most": most, "limit": limit}
+    cursor = await tx.execute(query, given, binary=True, prepare=True)
+    return [Entry(*row) for row in await cursor.fetchall()]
+
+
+# Each member's intervals that touch the ids: from the one that holds the lowest to the one that holds the highest. The last
+# one is looked for first, or the scan of a lively conversation's old page would run on to its present.
+_RECEIPTS: Final = """
+    select ids.message_id, r.user_id, r.kind, r.at
+    from conversation_participants p
+    join users u on u.user_id = p.user_id
+    join users sender on sender.user_id = %(sender_id)s
+    cross join (values ('delivered'), ('read')) kinds (kind)
+    left join lateral (
+        select last.up_to from receipts last
+        where last.conversation_id = p.conversation_id and last.user_id = p.user_id and last.kind = kinds.kind
+            and last.up_to >= %(highest)s order by last.up_to limit 1
+    ) last on true
+    join receipts r on r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = kinds.kind
+        and r.up_to >= %(lowest)s and r.up_to <= coalesce(last.up_to, %(highest)s)
+    join unnest(%(ids)s::bigint[]) as ids (message_id) on r.after < ids.message_id and ids.message_id <= r.up_to
+    where p.conversation_id = %(conversation_id)s and p.user_id <> %(sender_id)s
+        and (kinds.kind = 'delivered' or u.read_receipts and sender.read_receipts)
+        and exists (
+            select from participations s where s.conversation_id = p.conversation_id and s.user_id = p.user_id
+                and s.joined_message_id <= ids.message_id and (s.left_message_id is null or s.left_message_id >= ids.message_id)
+        )"""
+
+
+async def delivery_counts(
+    tx: Connection, *, sender_id: UUID, conversation_id: UUID, entries: Sequence[Entry]
+) -> dict[int, DeliveryCounts]:
+    """Of this sender's messages among the entries: by how many others each was received and, where both show it, read."""
+    given: dict[int, dict[str, int]] = {}
+    for message_id, _, kind, _ in await _receipts(tx, sender_id, conversation_id, entries):
+        counts = given.setdefault(message_id, {"delivered": 0, "read": 0})
+        counts[kind] += 1
+    none = {"delivered": 0, "read": 0}
+    return {
+        own.message_id: DeliveryCounts(
+            sent=rfc3339(own.created_at),
+            delivered_count=given.get(own.message_id, none)["delivered"],
+            read_count=given.get(own.message_id, none)["read"],
+        )
+        for own in entries
+        if is_own(own, sender_id)
+    }
+
+
+async def delivery_status(tx: Connection, *, sender_id: UUID, entry: Entry) -> DeliveryStatus:
+    """Of one of this sender's messages: who received and, where both show it, read it, and when."""
+    delivered: dict[str, str] = {}
+    read: dict[str, str] = {}
+    for _, user_id, kind, at in await _receipts(tx, sender_id, entry.conversation_id, [entry]):
+        (delivered if kind == "delivered" else read)[str(user_id)] = rfc3339(at)
+    return DeliveryStatus(sent=rfc3339(entry.created_at), delivered=delivered, read=read)
+
+
+def is_own(entry: Entry, user_id: UUID) -> bool:
+    """Whether this is a message that the user has sent, and not an entry of the server's on their behalf."""
+    return entry.sender_id == user_id and entry.message_type == "text"
+
+
+async def _receipts(
+    tx: Connection, sender_id: UUID, conversation_id: UUID, entries: Sequence[Entry]
+) -> list[tuple[int, UUID, str, datetime]]:
+    ids = [own.message_id for own in entries if is_own(own, sender_id)]
+    if not ids:
+        return []
+    given = {"sender_id": sender_id, "conversation_id": conversation_id, "ids": ids, "lowest": min(ids), "highest": max(ids)}
+    cursor = await tx.execute(_RECEIPTS, given, binary=True)
+    return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
