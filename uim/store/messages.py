@@ -72,11 +72,10 @@ async def has_server_key(tx: Connection, server_key: UUID) -> bool:
 
 
 async def head(tx: Connection) -> int:
-    """The newest id of the log; just below the epoch's base while that epoch has no entry."""
-    cursor = await tx.execute("select next_id - 1 from log_tail()", binary=True)
+    """The newest id of the log; 0 while it is empty."""
+    cursor = await tx.execute("select message_id from messages order by message_id desc limit 1", binary=True)
     row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    return int(row[0]) if row is not None else 0
 
 
 async def entries_after(tx: Connection, after: int, limit: int) -> list[Entry]:
@@ -98,7 +97,9 @@ class Page:
 
 # The page and the head in one statement, so in one snapshot: what is not in the page is above its position.
 _PAGE: Final = f"""
-    with head as materialized (select greatest((select m.message_id from messages m order by m.message_id desc limit 1), 0) as id),
+    with head as materialized (
+        select coalesce((select m.message_id from messages m order by m.message_id desc limit 1), 0) as id
+    ),
     page as (
         select found.* from participations s
         cross join lateral (
@@ -120,7 +121,7 @@ async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -
     rows = await cursor.fetchall()
     entries = [Entry(*row[1:]) for row in rows if row[1] is not None]
     full = len(entries) >= limit
-    return Page(entries, entries[-1].message_id if full else max(rows[0][0] or 0, after), full)
+    return Page(entries, entries[-1].message_id if full else max(rows[0][0], after), full)
 
 
 async def count_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> int:

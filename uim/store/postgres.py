@@ -27,6 +27,8 @@ ACQUIRE_WITHIN_S: Final = 5.0
 CHECK_AFTER_IDLE_S: Final = 30.0
 CANCEL_WITHIN_S: Final = 1.0
 
+DatabaseError = psycopg.Error
+DatabaseAway = psycopg.OperationalError
 # What a server or a network that goes away looks like; also a statement over its time-out.
 ConnectionLost = (psycopg.OperationalError, psycopg.InterfaceError)
 

@@ -1,0 +1,47 @@
+"""GET /api/sync: the log after a cursor, for who has no socket.
+
+Rule: it is the same page that a socket gets as SYNC_BATCH; with a device_id, giving last_sync_id confirms it for that device.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from quart import Response
+
+from uim.api.routes import Routes
+from uim.chat.catchup import PAGE_ENTRIES
+from uim.chat.house import House
+from uim.model.person import Caller
+from uim.store import cursors, receipts
+from uim.wire.frames import ClientId, MessageId
+
+
+class SyncQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    device_id: ClientId | None = None
+    last_sync_id: MessageId | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ENTRIES)] = PAGE_ENTRIES
+
+
+def add_sync(routes: Routes, house: House) -> None:
+    @routes.route("GET", "/api/sync", query=SyncQuery, summary="The log after a cursor, as SYNC_BATCH")
+    async def sync(caller: Caller, query: SyncQuery) -> Response:
+        after = query.last_sync_id or 0
+        if query.device_id is not None:
+            after = await _confirm(house, caller, query.device_id, query.last_sync_id)
+        batch = await house.catchup.read(user_id=caller.user_id, after=after, limit=query.limit)
+        return Response(batch.payload(has_more=batch.full), 200, content_type="application/json")
+
+
+async def _confirm(house: House, caller: Caller, device_id: str, last_sync_id: int | None) -> int:
+    """Open that device's cursor here, as a connect would: it confirms last_sync_id, or tells where the device is."""
+    async with house.pool.connection() as tx:
+        opened = await cursors.open_cursor(tx, user_id=caller.user_id, device_id=device_id, asked=last_sync_id)
+        if opened.at > opened.was:
+            reached = await receipts.newest_between(tx, user_id=caller.user_id, after=opened.was, up_to=opened.at)
+            house.receipts.delivered(caller.user_id, reached)
+    house.switchboard.cut_older(caller.user_id, device_id, opened.connection_no)
+    house.bus.replaced(caller.user_id, device_id, opened.connection_no)
+    return opened.at

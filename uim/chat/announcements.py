@@ -1,0 +1,71 @@
+"""Conversations that changed, told live to their members as each of them sees it.
+
+The log says that a conversation changed; its object is a reading of several tables, made here, behind the tailer. Rule: what is
+told here is a hint: a device that misses it finds the same in its next SYNC_BATCH or with changed_since.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+import trio
+
+from uim.chat.memberships import Memberships
+from uim.chat.switchboard import Switchboard
+from uim.errors import UIMError
+from uim.store import conversations, messages
+from uim.store.postgres import Pool
+from uim.wire.frames import frame
+
+REST_S: Final = 0.5
+
+
+class Announcements:
+    """One a process; `changed` is called from anywhere, `run` is its task."""
+
+    def __init__(self, pool: Pool, switchboard: Switchboard, memberships: Memberships) -> None:
+        self._pool = pool
+        self._switchboard = switchboard
+        self._memberships = memberships
+        # As many as there are conversations with connected members; each once.
+        self._waiting: dict[UUID, None] = {}
+        self._wake = trio.Event()
+
+    def changed(self, conversation_id: UUID) -> None:
+        self._waiting[conversation_id] = None
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._waiting:
+                conversation_id = next(iter(self._waiting))
+                del self._waiting[conversation_id]
+                try:
+                    await self._announce(conversation_id)
+                except UIMError as refused:
+                    if refused.code != "unavailable":
+                        raise
+                    self._waiting[conversation_id] = None
+                    await trio.sleep(REST_S)
+
+    async def _announce(self, conversation_id: UUID) -> None:
+        async with self._pool.connection() as tx:
+            membership = self._memberships.get(conversation_id)
+            if membership is None:
+                stays = (await messages.stays_of(tx, [conversation_id])).get(conversation_id, {})
+                members = [user_id for user_id, spans in stays.items() if any(left is None for _, left in spans)]
+            else:
+                members = list(membership.open)
+            here = [user_id for user_id in members if self._switchboard.is_here(user_id)]
+            if not here:
+                return
+            views = await conversations.views_of(tx, conversation_id=conversation_id, user_ids=here)
+        for user_id, view in views.items():
+            data = frame("CONVERSATION_UPDATE", {"conversation": view})
+            for outbox in self._switchboard.of_user(user_id):
+                if outbox.live:
+                    outbox.hint(conversation_id, data)

@@ -1,0 +1,111 @@
+"""Catching up: pages from the database from a connection's cursor, then live without a seam.
+
+Connecting, reconnecting, coming back after a year, a slow reader, a resend: all are this. Rule: a page and the position it is
+complete to come from one statement; after a page that is not full, going live is one step without an await: the position has
+reached the tailer's, or the ring reaches back to it, or the next page is read (storage.md §2, models/handover.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import msgspec
+import trio
+
+from uim.chat.outbox import Outbox
+from uim.chat.tailer import Tailer
+from uim.errors import UIMError
+from uim.model.message import Entry
+from uim.store import conversations, messages
+from uim.store.postgres import Pool
+from uim.wire.frames import message_object, raw_frame, sync_batch_payload
+
+PAGE_ENTRIES: Final = 100
+PAGE_BYTES: Final = 128 * 1024
+REST_S: Final = 0.5
+LOOK_AGAIN_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A page, encoded: at most PAGE_ENTRIES and about PAGE_BYTES. `full`: there is more before the head."""
+
+    entries: list[Entry]
+    messages: list[bytes]
+    conversations: list[bytes]
+    position: int
+    full: bool
+
+    def payload(self, *, has_more: bool) -> bytes:
+        return sync_batch_payload(self.messages, self.conversations, next_sync_id=self.position, has_more=has_more)
+
+
+class CatchUp:
+    """Reads pages for connections and for GET /api/sync."""
+
+    def __init__(self, pool: Pool, tailer: Tailer) -> None:
+        self._pool = pool
+        self._tailer = tailer
+
+    async def read(self, *, user_id: UUID, after: int, limit: int = PAGE_ENTRIES) -> Batch:
+        """The next page above `after`. Raises UIMError `unavailable`."""
+        async with self._pool.connection() as tx:
+            page = await messages.page_after(tx, user_id=user_id, after=after, limit=limit)
+            changed = list({entry.conversation_id for entry in page.entries if _makes_or_changes(entry)})
+            views = await conversations.views(tx, user_id=user_id, conversation_ids=changed) if changed else {}
+        objects = {conversation_id: msgspec.json.encode(view) for conversation_id, view in views.items()}
+        return _bounded(page, objects, user_id)
+
+    async def run(self, outbox: Outbox, request_id: str | None = None) -> None:
+        """Bring a connection from `outbox.sent` to live. Returns once it is live, or closed. Waits while the database is away."""
+        while not outbox.closed:
+            if not outbox.may_read_page():
+                await trio.sleep(LOOK_AGAIN_S)
+                continue
+            try:
+                batch = await self.read(user_id=outbox.user_id, after=outbox.sent)
+            except UIMError as refused:
+                if refused.code != "unavailable":
+                    raise
+                await trio.sleep(REST_S)
+                continue
+            if self._push(outbox, batch, request_id):
+                return
+
+    def _push(self, outbox: Outbox, batch: Batch, request_id: str | None) -> bool:
+        """Queue the page, and go live if it was the last. No await in here: it is the step of the hand-over."""
+        since = None if batch.full else self._tailer.since(batch.position, outbox.user_id)
+        has_more = since is None
+        data = raw_frame("SYNC_BATCH", batch.payload(has_more=has_more), request_id)
+        outbox.push_page(data, batch.entries, batch.position)
+        if since is None:
+            return False
+        outbox.live = True
+        for entry in since:
+            outbox.offer(entry)
+        return True
+
+
+def _makes_or_changes(entry: Entry) -> bool:
+    # A one-on-one has no entry of its own making: its first text brings its object.
+    return entry.message_type == "system" or (entry.seq == 1 and entry.message_type == "text")
+
+
+def _bounded(page: messages.Page, objects: dict[UUID, bytes], user_id: UUID) -> Batch:
+    """Cut a page where it grows over PAGE_BYTES, counting each conversation's object with the first entry that needs it."""
+    encoded: list[bytes] = []
+    shown: dict[UUID, bytes] = {}
+    size = 0
+    for entry in page.entries:
+        text = message_object(entry, own=entry.sender_id == user_id)
+        view = objects.get(entry.conversation_id, b"") if entry.conversation_id not in shown and _makes_or_changes(entry) else b""
+        if encoded and size + len(text) + len(view) > PAGE_BYTES:
+            kept = page.entries[: len(encoded)]
+            return Batch(kept, encoded, list(shown.values()), kept[-1].message_id, True)
+        encoded.append(text)
+        if view:
+            shown[entry.conversation_id] = view
+        size += len(text) + len(view)
+    return Batch(page.entries, encoded, list(shown.values()), page.position, page.full)

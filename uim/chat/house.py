@@ -1,0 +1,134 @@
+"""The rooms of chat, built in order and given to both fronts.
+
+A frozen list of collaborators and the wiring between them: who hears of what. Rule: nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from uim.chat.accounts import Accounts
+from uim.chat.announcements import Announcements
+from uim.chat.bus import Bus
+from uim.chat.callers import Origins
+from uim.chat.catchup import CatchUp
+from uim.chat.conversations import Conversations
+from uim.chat.history import History
+from uim.chat.logins import Logins
+from uim.chat.memberships import Memberships
+from uim.chat.passwords import Passwords, Throttle
+from uim.chat.people import People
+from uim.chat.receipts import Receipts, Unread
+from uim.chat.sessions import Sessions
+from uim.chat.switchboard import Switchboard
+from uim.chat.tailer import Tailer
+from uim.chat.tokens import Tokens
+from uim.chat.writer import Writer
+from uim.config import Settings
+from uim.model.message import Entry
+from uim.store.postgres import Pool
+from uim.store.receipts import Advance
+from uim.store.redis import RedisLink
+from uim.wire.codec import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """Everything that a front may call."""
+
+    settings: Settings
+    origins: Origins
+    codec: Codec
+    pool: Pool
+    link: RedisLink
+    bus: Bus
+    switchboard: Switchboard
+    memberships: Memberships
+    sessions: Sessions
+    writer: Writer
+    tailer: Tailer
+    catchup: CatchUp
+    receipts: Receipts
+    announcements: Announcements
+    logins: Logins
+    accounts: Accounts
+    people: People
+    conversations: Conversations
+    history: History
+
+
+def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> House:
+    """The rooms, not yet running. `log_id` is the log's identity, read from the database."""
+    pool = Pool(settings.database_url, settings.database_pool)
+    link = RedisLink(settings.redis_url)
+    switchboard = Switchboard(devices_per_user=settings.devices_per_user)
+    memberships = Memberships()
+    process_id = uuid4()
+
+    def on_appended(entries: list[Entry]) -> None:
+        tailer.offer(entries)
+        bus.appended(entries)
+
+    def on_login_ended(login_id: UUID) -> None:
+        switchboard.cut_login(login_id)
+        bus.ended(login_id)
+
+    def on_logins_ended(login_ids: Iterable[UUID]) -> None:
+        logins.ended(login_ids)
+
+    def on_made(conversation_id: UUID) -> None:
+        announcements.changed(conversation_id)
+        bus.changed(conversation_id)
+
+    def on_told(advances: list[Advance], unread: Unread) -> None:
+        bus.told(advances, unread)
+
+    announcements = Announcements(pool, switchboard, memberships)
+    receipts = Receipts(pool, switchboard, on_told)
+    writer = Writer(settings.database_url, on_appended)
+    tokens = Tokens(settings.jwt_keys, time.time)
+    throttle = Throttle(time.monotonic)
+    logins = Logins(pool, tokens, on_ended=on_login_ended)
+    tailer = Tailer(
+        settings.database_url,
+        switchboard=switchboard,
+        memberships=memberships,
+        origin_of=writer.origin_of,
+        on_changed=announcements.changed,
+        on_logins_ended=on_logins_ended,
+        bus_is_up=lambda: link.hears,
+    )
+    bus = Bus(
+        link,
+        log_id=log_id,
+        process_id=process_id,
+        on_log=tailer.offer,
+        on_receipts=receipts.tell,
+        on_changed=announcements.changed,
+        on_ended=on_logins_ended,
+        on_replaced=switchboard.cut_older,
+    )
+    return House(
+        settings=settings,
+        origins=Origins(settings.public_url, settings.allowed_origins),
+        codec=Codec(),
+        pool=pool,
+        link=link,
+        bus=bus,
+        switchboard=switchboard,
+        memberships=memberships,
+        sessions=Sessions(link, process_id),
+        writer=writer,
+        tailer=tailer,
+        catchup=CatchUp(pool, tailer),
+        receipts=receipts,
+        announcements=announcements,
+        logins=logins,
+        accounts=Accounts(pool=pool, writer=writer, passwords=passwords, tokens=tokens, logins=logins, throttle=throttle),
+        people=People(pool),
+        conversations=Conversations(pool, writer, on_made),
+        history=History(pool),
+    )

@@ -1,0 +1,235 @@
+"""What one connection is owed: the frames that wait for it, its place in the log, and what it has not yet confirmed.
+
+A connection is a cursor over the log. Live, it takes each entry above what it was sent; catching up, it takes pages. Rule:
+an outbox is bounded, and "full" means back to catching up from its cursor, never a lost entry and never a waiting producer
+(storage.md §2). Nothing here awaits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+import trio
+
+from uim.errors import Cut
+from uim.model.message import Entry
+from uim.wire.frames import frame, message_receive
+
+# A live reader that is this far behind is served in pages from its cursor instead.
+MAX_BYTES: Final = 256 * 1024
+MAX_UNCONFIRMED: Final = 1_000
+# Pages stop here until the device confirms: 4 pages of 100.
+MAX_UNCONFIRMED_PAGES: Final = 4
+MAX_UNCONFIRMED_IN_PAGES: Final = 400
+# Receipts and updates that found no room, merged by what they are about; beyond this the reader is no reader.
+MAX_LATE: Final = 5_000
+
+Receipt = dict[str, Any]
+
+
+class Outbox:
+    """The server's half of one connection that is not the socket. Owned by its session.
+
+    `sent`: every visible entry up to here is queued or written. `told`: the highest id that the device may confirm.
+    `confirmed`: the highest that it has. `fall_back()` and `cut(reason)` are the session's.
+    """
+
+    __slots__ = (
+        "_earlier",
+        "_late_frames",
+        "_late_receipts",
+        "catch_up",
+        "closed",
+        "confirmed",
+        "connection_no",
+        "cut",
+        "device_id",
+        "frames",
+        "live",
+        "login_id",
+        "pages",
+        "progress_at",
+        "resends",
+        "sent",
+        "session_id",
+        "size",
+        "told",
+        "unconfirmed",
+        "user_id",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        *,
+        user_id: UUID,
+        device_id: str,
+        login_id: UUID,
+        session_id: UUID,
+        cut: Callable[[Cut], None],
+        catch_up: Callable[[], None],
+    ) -> None:
+        self.user_id = user_id
+        self.device_id = device_id
+        self.login_id = login_id
+        self.session_id = session_id
+        self.cut = cut
+        self.catch_up = catch_up
+        self.connection_no = 0
+        self.frames: list[bytes] = []
+        self.size = 0
+        self.wake = trio.Event()
+        self.live = False
+        self.closed = False
+        self.sent = 0
+        self.told = 0
+        self.confirmed = 0
+        # (id, conversation or None for a page's own end, somebody else's entry)
+        self.unconfirmed: deque[tuple[int, UUID | None, bool]] = deque()
+        # What was sent before a resend: a device that was only slow may still confirm it.
+        self._earlier: deque[tuple[int, UUID | None, bool]] = deque()
+        self.pages = 0
+        self.resends = 0
+        self.progress_at = trio.current_time()
+        self._late_receipts: dict[tuple[UUID, str, UUID], Receipt] = {}
+        self._late_frames: dict[object, bytes] = {}
+
+    # -- putting in -------------------------------------------------------------------------------------------------------
+
+    def push(self, data: bytes) -> None:
+        """Queue a frame that answers this connection's own doing: bounded by what it may have open."""
+        if self.closed:
+            return
+        self.frames.append(data)
+        self.size += len(data)
+        self.wake.set()
+
+    def offer(self, entry: Entry) -> None:
+        """A live entry, in log order. Full, or too much unconfirmed: back to catching up, which will find it again."""
+        if not self.live or self.closed or entry.message_id <= self.sent:
+            return
+        if entry.origin == self.session_id:
+            self.sent = entry.message_id  # it has the ack instead
+            return
+        if self.size > MAX_BYTES or len(self.unconfirmed) >= MAX_UNCONFIRMED:
+            self.fall_back()
+            return
+        own = entry.sender_id == self.user_id
+        if not self.unconfirmed:
+            self.progress_at = trio.current_time()
+        self.unconfirmed.append((entry.message_id, entry.conversation_id, not own))
+        self.sent = entry.message_id
+        self.told = max(self.told, self.sent)
+        self.push(message_receive(entry, own=own))
+
+    def push_page(self, data: bytes, entries: list[Entry], position: int) -> None:
+        """Queue a SYNC_BATCH whose next_sync_id is `position`."""
+        if not self.unconfirmed:
+            self.progress_at = trio.current_time()
+        for entry in entries:
+            self.unconfirmed.append((entry.message_id, entry.conversation_id, entry.sender_id != self.user_id))
+        self.unconfirmed.append((position, None, False))
+        self.pages += 1
+        self.sent = position
+        self.told = max(self.told, position)
+        self.push(data)
+
+    def hint(self, about: object, data: bytes) -> None:
+        """Queue what is not in the log (an updated conversation). Without room the newest about each thing is kept."""
+        if self.size <= MAX_BYTES:
+            self.push(data)
+        else:
+            self._late_frames[about] = data
+            self._check_late()
+
+    def receipts(self, conversation_id: UUID, status: str, receipts: list[Receipt], **more: object) -> None:
+        """Queue a receipts frame. Without room intervals are merged, so that none is left out."""
+        if self.size <= MAX_BYTES:
+            self.push(frame("MESSAGE_ACK", {"status": status, "conversation_id": conversation_id, "receipts": receipts, **more}))
+            return
+        for receipt in receipts:
+            known = self._late_receipts.setdefault((conversation_id, status, receipt["user_id"]), dict(receipt))
+            known.update(message_id=max(known["message_id"], receipt["message_id"]), at=receipt["at"])
+        self._check_late()
+
+    def _check_late(self) -> None:
+        if len(self._late_receipts) + len(self._late_frames) > MAX_LATE:
+            self.cut(Cut.SLOW)
+
+    # -- taking out -------------------------------------------------------------------------------------------------------
+
+    def take(self) -> bytes:
+        """All that waits, as one piece for one write; b"" if nothing does."""
+        if not self.frames:
+            return b""
+        taken = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        self.frames.clear()
+        self.size = len(taken)  # until it is written it still counts
+        self.wake = trio.Event()
+        return taken
+
+    def written(self, size: int) -> None:
+        """That many bytes have left. The clock of what is unconfirmed starts now; what came late has room now."""
+        self.size -= size
+        self.progress_at = trio.current_time()
+        if self.size == 0 and (self._late_receipts or self._late_frames):
+            late, self._late_receipts = self._late_receipts, {}
+            frames, self._late_frames = self._late_frames, {}
+            for data in frames.values():
+                self.push(data)
+            for (conversation_id, status, _), receipt in late.items():
+                self.push(frame("MESSAGE_ACK", {"status": status, "conversation_id": conversation_id, "receipts": [receipt]}))
+
+    # -- the cursor -------------------------------------------------------------------------------------------------------
+
+    def confirm(self, message_id: int) -> dict[UUID, int]:
+        """The device has everything up to here. Returns what that delivers: each conversation's newest entry by others."""
+        delivered: dict[UUID, int] = {}
+        while self._earlier and self._earlier[0][0] <= message_id:
+            reached, conversation_id, by_other = self._earlier.popleft()
+            if by_other and conversation_id is not None:
+                delivered[conversation_id] = reached
+        while self.unconfirmed and self.unconfirmed[0][0] <= message_id:
+            reached, conversation_id, by_other = self.unconfirmed.popleft()
+            if conversation_id is None:
+                self.pages -= 1
+            elif by_other:
+                delivered[conversation_id] = max(reached, delivered.get(conversation_id, 0))
+        if message_id > self.confirmed:
+            self.confirmed = message_id
+            self.resends = 0
+            self.progress_at = trio.current_time()
+        return delivered
+
+    def may_read_page(self) -> bool:
+        """Whether catching up may go on: few pages unconfirmed, and room."""
+        confirmed_enough = self.pages < MAX_UNCONFIRMED_PAGES and len(self.unconfirmed) < MAX_UNCONFIRMED_IN_PAGES
+        return confirmed_enough and self.size <= MAX_BYTES // 2
+
+    def fall_back(self) -> None:
+        """From live to catching up; what is queued stays."""
+        self.live = False
+        self.catch_up()
+
+    def send_again(self) -> None:
+        """Catch up once more from what is confirmed; first copies that arrived after all may still be confirmed."""
+        last = self.unconfirmed[-1][0] if self.unconfirmed else self.confirmed
+        self._earlier = deque([*self.unconfirmed, *(item for item in self._earlier if item[0] > last)])
+        self.unconfirmed.clear()
+        self.pages = 0
+        self.resends += 1
+        self.sent = self.confirmed
+        self.progress_at = trio.current_time()
+        self.fall_back()
+
+    def start_at(self, position: int) -> None:
+        """Forget what was sent: the next entry is the first above `position`, and what is told above it is not confirmed."""
+        self.live = False
+        self.unconfirmed.clear()
+        self._earlier.clear()
+        self.pages = self.resends = 0
+        self.sent = self.told = self.confirmed = position
+        self.progress_at = trio.current_time()

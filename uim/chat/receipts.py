@@ -1,0 +1,183 @@
+"""Receipts and cursors, written behind: what devices confirm, gathered for up to 50 ms, stored in one batch, then told.
+
+Rule: a batch stores its receipts before its cursors, for a cursor that is past an entry says that nobody will redeliver it.
+What a kill loses (at most what was gathered since the last batch) comes again by redelivery (storage.md §2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+import trio
+
+from uim.chat.outbox import Outbox
+from uim.chat.switchboard import Switchboard
+from uim.errors import Cut, UIMError, not_found
+from uim.log import get_logger
+from uim.model.ids import rfc3339
+from uim.store import conversations, cursors, receipts
+from uim.store.postgres import Connection, Pool
+from uim.store.receipts import Advance
+
+GATHER_S: Final = 0.05
+REST_S: Final = 0.5
+FLUSH_WITHIN_S: Final = 5.0
+
+log = get_logger(__name__)
+
+# (conversation, user) → that user's unread texts there
+Unread = dict[tuple[UUID, UUID], int]
+
+
+class Receipts:
+    """One a process. `on_told(advances, unread)` hears what was stored, for the bus."""
+
+    def __init__(self, pool: Pool, switchboard: Switchboard, on_told: Callable[[list[Advance], Unread], None]) -> None:
+        self._pool = pool
+        self._switchboard = switchboard
+        self._on_told = on_told
+        self._marks: dict[tuple[UUID, UUID], tuple[int, int]] = {}
+        self._moves: dict[tuple[UUID, str], cursors.Move] = {}
+        self._wake = trio.Event()
+        # Set when the batch that is being gathered is stored; those of batches that failed wait with it.
+        self._stored = trio.Event()
+        self._failed: list[trio.Event] = []
+        self._closing = False
+        self.drained = trio.Event()
+
+    # -- for connections; nothing here awaits -----------------------------------------------------------------------------
+
+    def confirmed(self, outbox: Outbox, message_id: int) -> None:
+        """The device has everything up to `message_id` (already checked to be within what it was sent)."""
+        for conversation_id, reached in outbox.confirm(message_id).items():
+            self._mark(conversation_id, outbox.user_id, delivered=reached)
+        self.keep_cursor(outbox, message_id)
+
+    def keep_cursor(self, outbox: Outbox, message_id: int) -> None:
+        """Store that device's cursor with the next batch."""
+        waiting = self._moves.get((outbox.user_id, outbox.device_id))
+        if waiting is not None and waiting.connection_no == outbox.connection_no and waiting.message_id >= message_id:
+            return
+        self._moves[outbox.user_id, outbox.device_id] = cursors.Move(
+            outbox.user_id, outbox.device_id, outbox.connection_no, message_id
+        )
+        self._wake.set()
+
+    def read(self, user_id: UUID, conversation_id: UUID, up_to: int) -> None:
+        """That user has read up to there; stored and told with the next batch."""
+        self._mark(conversation_id, user_id, read=up_to)
+
+    def delivered(self, user_id: UUID, reached: dict[UUID, int]) -> None:
+        for conversation_id, message_id in reached.items():
+            self._mark(conversation_id, user_id, delivered=message_id)
+
+    def _mark(self, conversation_id: UUID, user_id: UUID, *, delivered: int = 0, read: int = 0) -> None:
+        was = self._marks.get((conversation_id, user_id), (0, 0))
+        self._marks[conversation_id, user_id] = (max(was[0], delivered), max(was[1], read))
+        self._wake.set()
+
+    # -- the task ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Store what is gathered until closed; the last batch is stored before it returns."""
+        task_status.started()
+        while not self._closing:
+            await self._wake.wait()
+            if not self._closing:
+                await trio.sleep(GATHER_S)
+            try:
+                await self.flush()
+            except UIMError as refused:
+                if refused.code != "unavailable":
+                    raise
+                log.warning("receipts wait for the database", receipts=len(self._marks), cursors=len(self._moves))
+                if not self._closing:
+                    await trio.sleep(REST_S)
+        self.drained.set()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """One batch: receipts, then cursors. When the database is away all of it is kept for the next try."""
+        marks, self._marks = self._marks, {}
+        moves, self._moves = self._moves, {}
+        stored, self._stored = self._stored, trio.Event()
+        self._wake = trio.Event()
+        try:
+            async with self._pool.connection() as tx:
+                advances = await receipts.advance(tx, marks)
+                unread = await self._unread(tx, advances)
+                replaced = await cursors.move(tx, list(moves.values())) if moves else set()
+        except BaseException:
+            self._keep(marks, moves, stored)
+            raise
+        stored.set()
+        while self._failed:
+            self._failed.pop().set()
+        for device in replaced:
+            self._cut_replaced(*device, moves[device].connection_no)
+        self.tell(advances, unread)
+        self._on_told(advances, unread)
+
+    def _keep(
+        self, marks: dict[tuple[UUID, UUID], tuple[int, int]], moves: dict[tuple[UUID, str], cursors.Move], stored: trio.Event
+    ) -> None:
+        for (conversation_id, user_id), (delivered, read) in marks.items():
+            self._mark(conversation_id, user_id, delivered=delivered, read=read)
+        self._moves = {**moves, **self._moves}
+        self._failed.append(stored)
+        self._wake.set()
+
+    def _cut_replaced(self, user_id: UUID, device_id: str, connection_no: int) -> None:
+        for outbox in self._switchboard.of_user(user_id):
+            if outbox.device_id == device_id and outbox.connection_no == connection_no:
+                outbox.cut(Cut.REPLACED)
+                return
+
+    async def _unread(self, tx: Connection, advances: list[Advance]) -> Unread:
+        """The unread count of each (conversation, user) that was read in."""
+        read: dict[UUID, list[UUID]] = {}
+        for a in advances:
+            if a.kind == "read":
+                read.setdefault(a.user_id, []).append(a.conversation_id)
+        found: Unread = {}
+        for user_id, conversation_ids in read.items():
+            for conversation_id, left in (
+                await conversations.unread(tx, user_id=user_id, conversation_ids=conversation_ids)
+            ).items():
+                found[conversation_id, user_id] = left
+        return found
+
+    def tell(self, advances: list[Advance], unread: Unread) -> None:
+        """To the senders here whose texts were reached, and of one's own reads to one's own devices here."""
+        to_senders: dict[tuple[UUID, UUID, str], list[dict[str, object]]] = {}
+        for a in advances:
+            receipt: dict[str, object] = {"user_id": a.user_id, "after": a.after, "message_id": a.up_to, "at": rfc3339(a.at)}
+            for sender_id in a.senders:
+                if self._switchboard.is_here(sender_id):
+                    to_senders.setdefault((sender_id, a.conversation_id, a.kind), []).append(receipt)
+            if a.kind == "read":
+                for outbox in self._switchboard.of_user(a.user_id):
+                    left = unread.get((a.conversation_id, a.user_id), 0)
+                    outbox.receipts(a.conversation_id, "read", [receipt], unread_count=left)
+        for (sender_id, conversation_id, kind), gathered in to_senders.items():
+            for outbox in self._switchboard.of_user(sender_id):
+                outbox.receipts(conversation_id, kind, gathered)
+
+    # -- over HTTP --------------------------------------------------------------------------------------------------------
+
+    async def read_now(self, *, user_id: UUID, conversation_id: UUID, up_to: int) -> None:
+        """Store a read mark and return after the commit. Raises not_found for a conversation that is not one's own."""
+        async with self._pool.connection() as tx:
+            if not await conversations.is_member(tx, user_id=user_id, conversation_id=conversation_id):
+                raise not_found("no such conversation")
+        self.read(user_id, conversation_id, up_to)
+        stored = self._stored
+        with trio.move_on_after(FLUSH_WITHIN_S):
+            await stored.wait()
+            return
+        raise UIMError("unavailable", "not stored yet; it will be as soon as the database is back", retry_after_s=2.0)

@@ -1,0 +1,214 @@
+"""The log's tailer: what was committed, in log order, to the connections of this process.
+
+Entries come from this process's writer, over the bus, or from the database; only the next id in line is handed on. Rule: the
+bus is a hint. A hole is waited for (20 ms), then read from the database, and every 500 ms the database is asked for the head
+anyway, together with the logins that ended and the devices that connected lately (storage.md §2).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+from uuid import UUID
+
+import trio
+
+from uim.chat.memberships import Memberships
+from uim.chat.switchboard import Switchboard
+from uim.log import get_logger
+from uim.model.message import Entry
+from uim.store import cursors, logins, messages
+from uim.store.postgres import Connection, ConnectionLost, connect
+from uim.wire.frames import frame
+
+RING_ENTRIES: Final = 4_096
+HOLE_PATIENCE_S: Final = 0.020
+POLL_EVERY_S: Final = 0.5
+POLL_EVERY_WITHOUT_BUS_S: Final = 0.1
+READ_ENTRIES: Final = 1_000
+HAND_ON_AT_ONCE: Final = 256
+# Ends and connects are asked for this far back, so that a missed poll misses none of them.
+LOOK_BACK_S: Final = 10.0
+
+log = get_logger(__name__)
+
+
+class Tailer:
+    """One a process. `position`: every entry up to here has been handed on to those who are live here."""
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        switchboard: Switchboard,
+        memberships: Memberships,
+        origin_of: Callable[[Entry], UUID | None],
+        on_changed: Callable[[UUID], None],
+        on_logins_ended: Callable[[Iterable[UUID]], None],
+        bus_is_up: Callable[[], bool],
+    ) -> None:
+        self._url = database_url
+        self._switchboard = switchboard
+        self._memberships = memberships
+        self._origin_of = origin_of
+        self._on_changed = on_changed
+        self._on_logins_ended = on_logins_ended
+        self._bus_is_up = bus_is_up
+        self._pending: dict[int, Entry] = {}
+        self._wake = trio.Event()
+        self._tx: Connection | None = None
+        self._next_poll = 0.0
+        self.position = 0
+        self.ring: deque[Entry] = deque(maxlen=RING_ENTRIES)
+
+    def offer(self, entries: Iterable[Entry]) -> None:
+        """Entries that somebody has committed, in any order, perhaps again. Does not await."""
+        for entry in entries:
+            if entry.message_id > self.position and len(self._pending) < RING_ENTRIES:
+                self._pending.setdefault(entry.message_id, entry)
+        if self._pending:
+            self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hand on until cancelled. Started once the head is known; connections before that would miss nothing either."""
+        while self._tx is None:
+            try:
+                self._tx = await connect(self._url, name="tailer", settings={"statement_timeout": "4000"})
+                self.position = await messages.head(self._tx)
+            except ConnectionLost as lost:
+                await self._rest(lost)
+        task_status.started()
+        while True:
+            try:
+                await self._step()
+            except ConnectionLost as lost:
+                await self._rest(lost)
+
+    async def _step(self) -> None:
+        batch = self._in_line()
+        if batch:
+            await self._hand_on(batch)
+        elif trio.current_time() >= self._next_poll:
+            await self._poll()
+        elif self._pending:
+            await self._wait(HOLE_PATIENCE_S)
+            if self.position + 1 not in self._pending:
+                await self._read_on()
+        else:
+            await self._wait(self._next_poll - trio.current_time())
+
+    async def _wait(self, at_most_s: float) -> None:
+        """Until an entry is offered that is next in line, or that long."""
+        with trio.move_on_after(at_most_s):
+            while self.position + 1 not in self._pending:
+                self._wake = trio.Event()
+                await self._wake.wait()
+                if at_most_s > HOLE_PATIENCE_S:
+                    return
+
+    def _in_line(self) -> list[Entry]:
+        batch: list[Entry] = []
+        at = self.position + 1
+        while len(batch) < HAND_ON_AT_ONCE and (entry := self._pending.pop(at, None)) is not None:
+            batch.append(entry)
+            at += 1
+        return batch
+
+    async def _hand_on(self, batch: list[Entry]) -> None:
+        unknown = self._memberships.unknown(batch)
+        if unknown:
+            try:
+                found = await messages.stays_of(await self._connected(), unknown)
+            except ConnectionLost:
+                self._pending.update((entry.message_id, entry) for entry in batch)
+                raise
+            self._memberships.learn(unknown, found)
+        for entry in batch:
+            self._pass(entry)
+        self._memberships.shrink()
+        await trio.lowlevel.checkpoint()
+
+    def _pass(self, entry: Entry) -> None:
+        """One entry to everybody live here who may see it. No await: position and outboxes move together."""
+        self._memberships.follow(entry)
+        membership = self._memberships.get(entry.conversation_id)
+        assert membership is not None
+        for user_id in membership.audience(entry.message_id):
+            for outbox in self._switchboard.of_user(user_id):
+                outbox.offer(entry)
+        self.ring.append(entry)
+        self.position = entry.message_id
+        if entry.message_type == "system":
+            self._announce(entry)
+
+    def _announce(self, entry: Entry) -> None:
+        """A changed conversation is told to its members (with its object, loaded later), its end to who is out."""
+        membership = self._memberships.get(entry.conversation_id)
+        assert membership is not None
+        gone = frame("CONVERSATION_UPDATE", {"conversation_id": entry.conversation_id, "removed": True})
+        for user_id in membership.audience(entry.message_id):
+            if not membership.is_member(user_id):
+                for outbox in self._switchboard.of_user(user_id):
+                    if outbox.live:
+                        outbox.hint(entry.conversation_id, gone)
+        self._on_changed(entry.conversation_id)
+
+    async def _read_on(self) -> None:
+        """What the database has above our position. Ids that are missing there do not exist: the log is in commit order."""
+        found = await messages.entries_after(await self._connected(), self.position, READ_ENTRIES)
+        for entry in found:
+            entry.origin = self._origin_of(entry)
+        for start in range(0, len(found), HAND_ON_AT_ONCE):
+            await self._hand_on([entry for entry in found[start : start + HAND_ON_AT_ONCE] if entry.message_id > self.position])
+        self._pending = {at: entry for at, entry in self._pending.items() if at > self.position}
+
+    async def _poll(self) -> None:
+        tx = await self._connected()
+        head = await messages.head(tx)
+        self._on_logins_ended(await logins.ended_since(tx, LOOK_BACK_S))
+        for user_id, device_id, connection_no in await cursors.connected_since(tx, LOOK_BACK_S):
+            self._switchboard.cut_older(user_id, device_id, connection_no)
+        self._next_poll = trio.current_time() + (POLL_EVERY_S if self._bus_is_up() else POLL_EVERY_WITHOUT_BUS_S)
+        if head > self.position and self.position + 1 not in self._pending:
+            await self._read_on()
+
+    async def _connected(self) -> Connection:
+        if self._tx is None or self._tx.closed:
+            self._tx = await connect(self._url, name="tailer", settings={"statement_timeout": "4000"})
+        return self._tx
+
+    async def _rest(self, lost: Exception) -> None:
+        log.warning("the tailer cannot reach the database", error=str(lost).splitlines()[0])
+        if self._tx is not None:
+            self._tx.pgconn.finish()
+            self._tx = None
+        await trio.sleep(0.2)
+
+    async def passed_all(self) -> None:
+        """Returns once what was offered has been handed on; for a drain."""
+        while self._pending:
+            await trio.sleep(0.005)
+
+    # -- for those who catch up -------------------------------------------------------------------------------------------
+
+    def since(self, position: int, user_id: UUID) -> list[Entry] | None:
+        """The ring's entries above `position` that the user may see; None if the ring does not reach back that far.
+
+        Does not await: together with what the caller does next it is one step of the hand-over.
+        """
+        if position >= self.position:
+            return []
+        if not self.ring or self.ring[0].message_id > position + 1:
+            return None
+        seen: list[Entry] = []
+        for entry in reversed(self.ring):
+            if entry.message_id <= position:
+                break
+            membership = self._memberships.get(entry.conversation_id)
+            if membership is None:
+                return None
+            if membership.sees(user_id, entry.message_id):
+                seen.append(entry)
+        seen.reverse()
+        return seen

@@ -1,0 +1,155 @@
+"""What each frame from a client does: {frame type: handler}.
+
+Rule: a handler returns once its frame has been taken (a send is in the writer's line, not yet committed), so that frames of
+one connection take effect in the order read; what it refuses becomes one ERROR, and the connection lives on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from msgspec import UNSET
+
+from uim.errors import UIMError, invalid, not_found
+from uim.live.session import Session
+from uim.model.ids import rfc3339
+from uim.model.message import Draft, Posted
+from uim.store import messages
+from uim.wire.frames import (
+    ClientFrame,
+    HeartbeatPing,
+    MessageAck,
+    MessageSend,
+    SyncRequest,
+    check_metadata,
+    check_text,
+    error_frame,
+    frame,
+)
+
+
+async def handle(session: Session, received: ClientFrame) -> None:
+    """Take one frame; a refusal is answered with ERROR."""
+    try:
+        await HANDLERS[type(received)](session, received)
+    except UIMError as refusal:
+        session.outbox.push(error_frame(refusal, request_id=received.request_id))
+
+
+async def ping(session: Session, received: HeartbeatPing) -> None:
+    """PONG tells how far this connection has been written to; a quiet device's stored cursor moves along."""
+    position = session.position()
+    if not session.outbox.unconfirmed:
+        session.keep_position()
+    session.house.sessions.beat(session.outbox)
+    now = rfc3339(datetime.fromtimestamp(time.time(), UTC))
+    session.outbox.push(frame("HEARTBEAT_PONG", {"server_time": now, "last_sync_id": position}, received.request_id))
+
+
+async def send(session: Session, received: MessageSend) -> None:
+    """Into the writer's line; the answer follows the commit. At most 64 of a connection are open: then reading waits."""
+    said = received.payload
+    outbox = session.outbox
+    client_message_id = said.client_message_id if said.client_message_id is not UNSET else said.message_id
+    refer: dict[str, Any] = {"request_id": received.request_id, "conversation_id": said.conversation_id}
+    if client_message_id is not UNSET:
+        refer["client_message_id"] = client_message_id
+    try:
+        draft = _draft(session, received)
+        await session.open_sends.acquire()
+        try:
+            session.house.writer.submit(draft, lambda what: _answer_send(session, received, draft, what))
+        except UIMError:
+            session.open_sends.release()
+            raise
+    except UIMError as refusal:
+        outbox.push(error_frame(refusal, **refer))
+
+
+def _draft(session: Session, received: MessageSend) -> Draft:
+    said = received.payload
+    if said.client_message_id is not UNSET:
+        client_message_id = said.client_message_id
+        if said.message_id is not UNSET and said.message_id != client_message_id:
+            raise invalid("message_id", "is another name for client_message_id: give one of them")
+    elif said.message_id is not UNSET:
+        client_message_id = said.message_id
+    else:
+        raise invalid("client_message_id", "is required")
+    if said.sender_id is not UNSET and said.sender_id != session.caller.user_id:
+        raise invalid("sender_id", "must be your own user_id")
+    return Draft(
+        said.conversation_id,
+        session.caller.user_id,
+        check_text(client_message_id, "client_message_id"),
+        check_text(said.content, "content"),
+        check_metadata(said.metadata, "metadata"),
+        session.outbox.session_id,
+    )
+
+
+def _answer_send(session: Session, received: MessageSend, draft: Draft, what: Posted | UIMError) -> None:
+    session.open_sends.release()
+    if isinstance(what, UIMError):
+        answer = error_frame(
+            what,
+            request_id=received.request_id,
+            client_message_id=draft.client_message_id,
+            conversation_id=draft.conversation_id,
+        )
+    else:
+        answer = frame(
+            "MESSAGE_ACK",
+            {
+                "status": "sent",
+                "client_message_id": draft.client_message_id,
+                "message_id": what.message_id,
+                "conversation_id": draft.conversation_id,
+                "seq": what.seq,
+                "created_at": rfc3339(what.created_at),
+                "duplicate": what.duplicate,
+            },
+            received.request_id,
+        )
+    session.outbox.push(answer)
+
+
+async def acknowledge(session: Session, received: MessageAck) -> None:
+    """Delivered: the cursor and the watermarks move. Read: that conversation's."""
+    said = received.payload
+    if said.status == "delivered":
+        if said.message_id > session.outbox.told:
+            raise invalid("message_id", "is above everything that this connection was sent")
+        if said.message_id >= session.outbox.confirmed:
+            session.house.receipts.confirmed(session.outbox, said.message_id)
+        return
+    if said.conversation_id is UNSET:
+        raise invalid("conversation_id", "is required with status read")
+    membership = session.house.memberships.get(said.conversation_id)
+    if membership is None:
+        async with session.house.pool.connection() as tx:
+            found = await messages.stays_of(tx, [said.conversation_id])
+        session.house.memberships.learn(list(found), found)
+        membership = session.house.memberships.get(said.conversation_id)
+    if membership is None or not membership.is_member(session.caller.user_id):
+        raise not_found("no such conversation")
+    session.house.receipts.read(session.caller.user_id, said.conversation_id, said.message_id)
+
+
+async def sync(session: Session, received: SyncRequest) -> None:
+    """Rewind, or skip: raises connection_no, then pages with this request_id."""
+    if received.request_id is None:
+        raise invalid("request_id", "is required")
+    await session.sync_from(received.payload.last_sync_id, received.request_id)
+
+
+Handler = Callable[[Session, Any], Awaitable[None]]
+HANDLERS: Final[dict[type, Handler]] = {
+    HeartbeatPing: ping,
+    MessageSend: send,
+    MessageAck: acknowledge,
+    SyncRequest: sync,
+}

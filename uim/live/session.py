@@ -1,0 +1,258 @@
+"""One connection's life: a scope, and in it inbound, outbound and heartbeat.
+
+Everything that ends a connection ends this scope: the peer leaving, a cut with its reason, a bug. What belongs to the connection
+(its place in the switchboard, its key in Redis, its cursor) is given back by leaving. Rule: one scope, one reason, one error
+boundary, and a shielded, bounded goodbye.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+import structlog
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from uim.chat.house import House
+from uim.chat.outbox import Outbox
+from uim.errors import Cut, UIMError
+from uim.live.hello import Hello, session_ready
+from uim.live.sockets import FrameStream
+from uim.log import get_logger
+from uim.model.person import Caller
+from uim.store import cursors, messages, receipts
+from uim.wire.codec import Malformed, Refused
+from uim.wire.frames import MAX_FRAME_IN_BYTES, ClientFrame, error_frame
+
+SILENCE_S: Final = 90.0
+GOODBYE_S: Final = 3.0
+LAST_WORDS_S: Final = 1.0
+OPEN_SENDS: Final = 64
+MALFORMED_ALLOWED: Final = 2
+MALFORMED_WITHIN_S: Final = 60.0
+DATABASE_REST_S: Final = 0.5
+MAX_BEHIND: Final = 10_000
+# A restart's clients come back spread over this.
+RETURN_WITHIN_S: Final = 5.0
+
+log = get_logger(__name__)
+
+
+class Session:
+    """Made by the upgrade, run once. `outbox` is what the rest of the house knows of it."""
+
+    def __init__(
+        self,
+        house: House,
+        ws: WebSocketConnection,
+        stream: FrameStream,
+        *,
+        caller: Caller,
+        hello: Hello,
+        client_info: dict[str, str | None],
+        session_id: UUID,
+        handle: Callable[[Session, ClientFrame], Awaitable[None]],
+    ) -> None:
+        self.house = house
+        self._client_info = client_info
+        self._handle = handle
+        self.caller = caller
+        self.hello = hello
+        self._ws = ws
+        self._stream = stream
+        self.life = trio.CancelScope()
+        self._cut: Cut | None = None
+        self._nursery: trio.Nursery | None = None
+        self._catching_up: trio.CancelScope | None = None
+        self.heard_at = trio.current_time()
+        self._malformed_at: list[float] = []
+        self.open_sends = trio.Semaphore(OPEN_SENDS)
+        self.outbox = Outbox(
+            user_id=caller.user_id,
+            device_id=hello.device_id or caller.device_id,
+            login_id=caller.login_id,
+            session_id=session_id,
+            cut=self.cut,
+            catch_up=self.catch_up,
+        )
+
+    def cut(self, reason: Cut) -> None:
+        """End this connection from our side; the first reason counts. Does not await."""
+        if self._cut is None:
+            self._cut = reason
+            self.life.cancel()
+
+    async def run(self) -> None:
+        """The connection from acceptance to goodbye; returns when it is over. Never raises but for cancellation."""
+        structlog.contextvars.bind_contextvars(session_id=str(self.outbox.session_id), user_id=str(self.caller.user_id))
+        with self.house.switchboard.attached(self.outbox) as is_attached:
+            if not is_attached:
+                self.cut(Cut.TOO_MANY_DEVICES)
+            try:
+                with self.life:
+                    async with trio.open_nursery() as nursery:
+                        self._nursery = nursery
+                        nursery.start_soon(self._outbound)
+                        nursery.start_soon(self._heartbeat)
+                        await self._begin()
+                        await self._inbound()
+                        nursery.cancel_scope.cancel()
+            except* Exception:
+                log.exception("a connection failed")
+                self.cut(Cut.BUG)
+            finally:
+                self.outbox.closed = True
+                if not self.outbox.unconfirmed and self.outbox.connection_no and self._cut is not Cut.REPLACED:
+                    self.keep_position()
+                self.house.sessions.left(self.outbox)
+                with trio.move_on_after(GOODBYE_S, shield=True):
+                    await self._say_goodbye()
+
+    # -- the three children -----------------------------------------------------------------------------------------------
+
+    async def _inbound(self) -> None:
+        """Frame by frame, in order: the next is not read before this one has been taken. Returns when the peer has gone."""
+        codec = self.house.codec
+        while True:
+            try:
+                text = await self._ws.get_message()
+            except ConnectionClosed:
+                return
+            self.heard_at = trio.current_time()
+            if isinstance(text, bytes):
+                self._count_malformed()
+                continue
+            if len(text) > MAX_FRAME_IN_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_FRAME_IN_BYTES:
+                self.cut(Cut.TOO_BIG)
+                continue
+            try:
+                frame = codec.decode(text)
+            except Malformed:
+                self._count_malformed()
+            except Refused as refused:
+                self.outbox.push(
+                    error_frame(refused.error, request_id=refused.request_id, client_message_id=refused.client_message_id)
+                )
+            else:
+                await self._handle(self, frame)
+
+    async def _outbound(self) -> None:
+        """All that waits, in one write."""
+        outbox = self.outbox
+        while True:
+            data = outbox.take()
+            if not data:
+                await outbox.wake.wait()
+                continue
+            try:
+                await self._stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._stream.hang_up()
+                self.life.cancel()
+                return
+            outbox.written(len(data))
+
+    async def _heartbeat(self) -> None:
+        """Any frame is a sign of life; after 90 s without one the connection ends."""
+        while True:
+            silent_s = trio.current_time() - self.heard_at
+            if silent_s >= SILENCE_S:
+                self.cut(Cut.SILENT)
+                return
+            await trio.sleep(SILENCE_S - silent_s)
+
+    # -- beginning --------------------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """The device's cursor, SESSION_READY, and catching up from there. Waits while the database is away."""
+        while True:
+            try:
+                opened, behind = await self._open(self.hello.last_sync_id)
+                break
+            except UIMError as refused:
+                if refused.code != "unavailable":
+                    raise
+                await trio.sleep(DATABASE_REST_S)
+        self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
+        self.house.sessions.came(self.outbox, self._client_info)
+        self.catch_up()
+
+    async def _open(self, asked: int | None) -> tuple[cursors.Opened, int]:
+        """Raise this device's connection_no and set its cursor; what that skips counts as delivered."""
+        user_id = self.caller.user_id
+        async with self.house.pool.connection() as tx:
+            opened = await cursors.open_cursor(tx, user_id=user_id, device_id=self.outbox.device_id, asked=asked)
+            if opened.at > opened.was:
+                reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
+                self.house.receipts.delivered(user_id, reached)
+            behind = await messages.count_after(tx, user_id=user_id, after=opened.at, limit=MAX_BEHIND)
+        self.outbox.connection_no = opened.connection_no
+        self.outbox.start_at(opened.at)
+        self.house.bus.replaced(user_id, self.outbox.device_id, opened.connection_no)
+        return opened, behind
+
+    async def sync_from(self, last_sync_id: int, request_id: str) -> None:
+        """SYNC_REQUEST: rewind or skip, then pages that carry its request_id. Raises UIMError `unavailable`."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+        self.outbox.live = False
+        await self._open(last_sync_id)
+        self.catch_up(request_id)
+
+    def catch_up(self, request_id: str | None = None) -> None:
+        """Start catching up from what was sent, in place of any that is under way. Does not await."""
+        if self._nursery is None or self.outbox.closed:
+            return
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+        self._catching_up = trio.CancelScope()
+        self._nursery.start_soon(partial(self._catch_up, self._catching_up, request_id))
+
+    async def _catch_up(self, scope: trio.CancelScope, request_id: str | None) -> None:
+        with scope:
+            await self.house.catchup.run(self.outbox, request_id)
+
+    # -- the cursor -------------------------------------------------------------------------------------------------------
+
+    def position(self) -> int:
+        """Every entry up to here that the user may see has been queued to this connection."""
+        return max(self.outbox.sent, self.house.tailer.position) if self.outbox.live else self.outbox.sent
+
+    def keep_position(self) -> None:
+        """With nothing unconfirmed the stored cursor moves to the position, so that a quiet device's does not fall behind."""
+        if self.outbox.live or self.outbox.sent == self.outbox.confirmed:
+            self.house.receipts.keep_cursor(self.outbox, self.position())
+
+    # -- ending -----------------------------------------------------------------------------------------------------------
+
+    def _count_malformed(self) -> None:
+        now = trio.current_time()
+        self._malformed_at = [at for at in self._malformed_at if now - at < MALFORMED_WITHIN_S]
+        self._malformed_at.append(now)
+        if len(self._malformed_at) > MALFORMED_ALLOWED:
+            self.cut(Cut.BAD_FRAMES)
+        else:
+            self.outbox.push(error_frame(UIMError("bad_request", "a frame is a JSON object with a type and a payload")))
+
+    async def _say_goodbye(self) -> None:
+        """What still waits, then the closing frame. A torn stream, or a peer that is slow even now, is hung up on."""
+        reason = self._cut or Cut.GOING_AWAY
+        if not self._stream.torn and self._ws.closed is None:
+            with trio.move_on_after(LAST_WORDS_S):
+                try:
+                    if data := self.outbox.take():
+                        await self._stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+        if not self._stream.torn and self._ws.closed is None:
+            await self._ws.aclose(reason.close_code, self._words(reason))
+        self._stream.hang_up()
+
+    def _words(self, reason: Cut) -> str:
+        if reason in (Cut.RESTART, Cut.OVER_CAPACITY):
+            return f"retry_after_ms={int(random.uniform(0.2, 1.0) * RETURN_WITHIN_S * 1000)}"
+        return reason.reason

@@ -1,0 +1,200 @@
+"""The server: one nursery tree, its signals, its drain. Read this first.
+
+    server                       starts the rooms below in order, stops them in reverse
+    ├─ redis link, bus           what may be lost, and what other processes say
+    ├─ log writer                group commit
+    ├─ log tailer                next id in line → the connections of this process
+    ├─ receipts and cursors      written behind; announcements; redelivery
+    └─ listeners                 one port: HTTP connections and WebSocket sessions; another for operations
+
+Rule: every task's parent outlives it. SIGTERM drains: no new connections, what the writer holds is answered and handed on,
+receipts are stored, every socket gets 1012, and only then is the tree cancelled.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import trio
+from prometheus_client import CollectorRegistry
+from quart_trio import QuartTrio
+
+from uim import __version__, listener
+from uim.admission import Admission
+from uim.api.accounts import SignInDoor, add_accounts
+from uim.api.app import new_app
+from uim.api.connection import HttpFront
+from uim.api.conversations import add_conversation_routes
+from uim.api.messages import add_message_routes
+from uim.api.openapi import add_openapi
+from uim.api.operations import Checkup, add_public_health, operations_app
+from uim.api.people import add_people
+from uim.api.routes import Routes, register
+from uim.api.sync import add_sync
+from uim.chat import redelivery
+from uim.chat.house import House, build_house
+from uim.chat.passwords import Passwords
+from uim.config import Settings
+from uim.errors import Cut
+from uim.live.upgrade import WebSocketFront
+from uim.log import get_logger
+from uim.metrics import Metrics
+from uim.store import identity
+from uim.store.postgres import ConnectionLost, connect
+
+DRAIN_WITHIN_S: Final = 9.0
+WRITER_WITHIN_S: Final = 4.0
+GOODBYES_WITHIN_S: Final = 3.5
+REST_S: Final = 0.5
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that serves: where, and its rooms. Setting the `stop` that `serve` was given drains it."""
+
+    house: House
+    addresses: list[tuple[str, int]]
+    operations_addresses: list[tuple[str, int]]
+
+
+def run(
+    settings: Settings,
+    *,
+    sockets: Sequence[socket.socket],
+    operations_sockets: Sequence[socket.socket],
+    on_ready: Callable[[], None],
+) -> None:
+    """Serve on sockets that listen already, until SIGTERM or SIGINT has drained it. `on_ready` is called once it serves."""
+
+    async def main() -> None:
+        stop = trio.Event()
+        # Before anything starts: a signal during the start ends it too.
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                starting = trio.CancelScope()
+                nursery.start_soon(_stop_on_signal, signals, stop, starting)
+                with starting:
+                    await nursery.start(
+                        partial(serve, settings, sockets=sockets, operations_sockets=operations_sockets, stop=stop)
+                    )
+                    on_ready()
+
+    trio.run(main)
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event, starting: trio.CancelScope) -> None:
+    async for number in signals:
+        log.info("stopping", signal=signal.Signals(number).name)
+        stop.set()
+        starting.cancel()
+        return
+
+
+async def serve(
+    settings: Settings,
+    *,
+    sockets: Sequence[socket.socket],
+    operations_sockets: Sequence[socket.socket],
+    stop: trio.Event,
+    passwords: Passwords | None = None,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The whole server, until `stop` is set and it has drained. Waits at its start while the database is away.
+
+    Raises what ended a room of it. Cancelled, clients see their connections torn: set `stop` instead.
+    """
+    house = build_house(settings, log_id=await _log_id(settings.database_url), passwords=passwords or Passwords())
+    admission = Admission(trusted_proxies=settings.trusted_proxies)
+    metrics = _metrics(house, admission)
+    checkup = Checkup(postgresql=house.pool.probe, redis=house.link.probe, disk=Path.cwd())
+    http = HttpFront(_public_app(house, admission, metrics, checkup, stop))
+    operations_http = HttpFront(operations_app(checkup, metrics, is_draining=stop.is_set))
+    sockets_front = WebSocketFront(house, on_signed_in=admission.signed_in, is_draining=stop.is_set)
+    tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+    async with trio.open_nursery() as tree:
+        for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements):
+            await tree.start(room.run)
+        await tree.start(redelivery.run, house.switchboard)
+        public = await tree.start(
+            partial(listener.serve, _listeners(sockets), tls=tls, http=http, websocket=sockets_front, admission=admission)
+        )
+        operations = await tree.start(
+            partial(
+                listener.serve,
+                _listeners(operations_sockets),
+                tls=None,
+                http=operations_http,
+                websocket=None,
+                admission=Admission(),
+            )
+        )
+        task_status.started(Running(house, public.addresses, operations.addresses))
+        log.info("serving", addresses=public.addresses, version=__version__)
+        await stop.wait()
+        with trio.move_on_after(DRAIN_WITHIN_S):
+            await _drain(house, public, http)
+        tree.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _drain(house: House, public: listener.Listener, http: HttpFront) -> None:
+    """In the order in which work flows, so that nothing acknowledged is left behind."""
+    await public.close_accepting()
+    await http.finish()
+    house.writer.close()
+    with trio.move_on_after(WRITER_WITHIN_S):
+        await house.writer.drained.wait()
+        await house.tailer.passed_all()
+    house.receipts.close()
+    with trio.move_on_after(WRITER_WITHIN_S):
+        await house.receipts.drained.wait()
+    for outbox in house.switchboard.all():
+        outbox.cut(Cut.RESTART)
+    with trio.move_on_after(GOODBYES_WITHIN_S):
+        while house.switchboard.connections:
+            await trio.sleep(0.01)
+
+
+async def _log_id(database_url: str) -> UUID:
+    while True:
+        try:
+            async with await connect(database_url, name="start") as tx:
+                return await identity.log_id(tx)
+        except ConnectionLost as lost:
+            log.warning("the database cannot be reached", error=str(lost).splitlines()[0])
+            await trio.sleep(REST_S)
+
+
+def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: Checkup, stop: trio.Event) -> QuartTrio:
+    app = new_app(metrics=metrics)
+    door = SignInDoor(house.logins, house.origins)
+    routes = Routes()
+    add_accounts(routes, house.accounts, door, on_signed_in=admission.signed_in)
+    add_people(routes, house.people)
+    add_conversation_routes(routes, conversations=house.conversations)
+    add_message_routes(routes, history=house.history, writer=house.writer, receipts=house.receipts)
+    add_sync(routes, house)
+    add_openapi(routes, title="UIM", version=__version__)
+    register(app, routes, authenticate=door.authenticate, on_signed_in=admission.signed_in)
+    add_public_health(app, checkup, is_draining=stop.is_set)
+    return app
+
+
+def _metrics(house: House, admission: Admission) -> Metrics:
+    metrics = Metrics(CollectorRegistry())
+    metrics.strangers.set_function(lambda: admission.strangers)
+    metrics.sessions.set_function(lambda: house.switchboard.connections)
+    return metrics
+
+
+def _listeners(sockets: Sequence[socket.socket]) -> list[trio.SocketListener]:
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(opened)) for opened in sockets]

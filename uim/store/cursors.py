@@ -1,0 +1,98 @@
+"""Devices' places in the log, in SQL.
+
+Rule: `connection_no` fences: only the newest connection of a device moves its cursor; a write that hits no row says that the
+writer has been replaced. Opening reads, or rewinds, in the same statement that raises the number (storage.md §2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from uim.store.postgres import Connection
+
+# A device's first connect begins where some device of the user has confirmed everything, 0 for a user's first.
+_OPEN: Final = """
+    with head as materialized (
+        select coalesce((select message_id from messages order by message_id desc limit 1), 0) as id
+    ), known as (
+        select last_synced_message_id as at from device_cursors where user_id = %(user_id)s and device_id = %(device_id)s
+    ), others as (
+        select max(last_synced_message_id) as at from device_cursors where user_id = %(user_id)s
+    )
+    insert into device_cursors as c (user_id, device_id, last_synced_message_id)
+    select %(user_id)s, %(device_id)s, coalesce(least(%(asked)s::bigint, head.id), others.at, 0) from head, others
+    on conflict (user_id, device_id) do update set
+        connection_no = c.connection_no + 1,
+        last_synced_message_id = coalesce(least(%(asked)s::bigint, (select id from head)), c.last_synced_message_id),
+        connected_at = now(), updated_at = now()
+    returning connection_no, last_synced_message_id, coalesce((select at from known), (select at from others), 0),
+        (select id from head)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A device's cursor as a new connection finds it: where it is now, where it was, and the head at that moment."""
+
+    connection_no: int
+    at: int
+    was: int
+    head: int
+
+
+async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Opened:
+    """Begin a connection (or a SYNC_REQUEST): raise connection_no and read the cursor, or set it to `asked`."""
+    cursor = await tx.execute(_OPEN, {"user_id": user_id, "device_id": device_id, "asked": asked}, binary=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    return Opened(*row)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A cursor's new place, as the connection of that number has it."""
+
+    user_id: UUID
+    device_id: str
+    connection_no: int
+    message_id: int
+
+
+async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
+    """Write a batch of moves, sorted; the devices of those that hit no row, for they have been replaced."""
+    ordered = sorted(moves, key=lambda m: (m.user_id.bytes, m.device_id))
+    cursor = await tx.execute(
+        """with given as materialized (
+                select * from unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[])
+                    as g (user_id, device_id, connection_no, message_id)
+            ), held as (
+                select c.user_id, c.device_id, g.message_id from device_cursors c
+                join given g on g.user_id = c.user_id and g.device_id = c.device_id and g.connection_no = c.connection_no
+                order by c.user_id, c.device_id for update of c
+            )
+            update device_cursors c
+            set last_synced_message_id = greatest(c.last_synced_message_id, h.message_id), updated_at = now()
+            from held h where c.user_id = h.user_id and c.device_id = h.device_id
+            returning c.user_id, c.device_id""",
+        (
+            [m.user_id for m in ordered],
+            [m.device_id for m in ordered],
+            [m.connection_no for m in ordered],
+            [m.message_id for m in ordered],
+        ),
+        binary=True,
+    )
+    hit = {(row[0], row[1]) for row in await cursor.fetchall()}
+    return {(m.user_id, m.device_id) for m in moves} - hit
+
+
+async def connected_since(tx: Connection, seconds: float) -> list[tuple[UUID, str, int]]:
+    """(user, device, connection_no) of the connects of the last seconds."""
+    cursor = await tx.execute(
+        "select user_id, device_id, connection_no from device_cursors where connected_at > now() - make_interval(secs => %s)",
+        (seconds,),
+        binary=True,
+    )
+    return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]

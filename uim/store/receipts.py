@@ -1,0 +1,63 @@
+"""Receipts in SQL: watermarks of participants, and each advance as an interval.
+
+Rule: both watermarks only move forward, clamped to an entry of that conversation that lies in a stay; all of it is one
+function in schema/, so a batch is one statement and its locks are taken in sorted order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from uim.store.postgres import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """That user has everything in (after, up_to] of the conversation. `senders`: whose texts that covers and who may know."""
+
+    conversation_id: UUID
+    user_id: UUID
+    kind: str
+    after: int
+    up_to: int
+    at: datetime
+    senders: list[UUID]
+
+
+async def advance(tx: Connection, wanted: Mapping[tuple[UUID, UUID], tuple[int, int]]) -> list[Advance]:
+    """Move watermarks: (conversation, user) → (delivered up to, read up to; 0 for none). Gives what moved."""
+    if not wanted:
+        return []
+    cursor = await tx.execute(
+        """select conversation_id, user_id, kind, after, up_to, at, senders
+            from receipts_advance(%s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[])""",
+        (
+            [key[0] for key in wanted],
+            [key[1] for key in wanted],
+            [marks[0] for marks in wanted.values()],
+            [marks[1] for marks in wanted.values()],
+        ),
+        binary=True,
+        prepare=True,
+    )
+    return [Advance(*row) for row in await cursor.fetchall()]
+
+
+async def newest_between(tx: Connection, *, user_id: UUID, after: int, up_to: int) -> dict[UUID, int]:
+    """Of each of the user's conversations the newest entry in (after, up_to] that the user may see."""
+    cursor = await tx.execute(
+        """select s.conversation_id, max(newest.message_id) from participations s
+            cross join lateral (
+                select m.message_id from messages m
+                where m.conversation_id = s.conversation_id and m.message_id > %(after)s and m.message_id >= s.joined_message_id
+                    and m.message_id <= least(%(up_to)s::bigint, coalesce(s.left_message_id, %(up_to)s::bigint))
+                order by m.message_id desc limit 1
+            ) newest
+            where s.user_id = %(user_id)s group by s.conversation_id""",
+        {"user_id": user_id, "after": after, "up_to": up_to},
+        binary=True,
+    )
+    return {row[0]: row[1] for row in await cursor.fetchall()}

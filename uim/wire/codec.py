@@ -1,0 +1,105 @@
+"""Text to frame: any text gives a frame or a refusal, never another exception.
+
+`Malformed` is what counts towards 4400: not JSON, no object, without type or payload. Everything else that is wrong is an
+ordinary refusal that never ends a connection. Rule: the good path decodes once; only a bad frame is looked at twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+import msgspec
+
+from uim.errors import UIMError, invalid
+from uim.wire.frames import ClientFrame
+
+KNOWN_TYPES: Final = frozenset({"HEARTBEAT_PING", "MESSAGE_SEND", "MESSAGE_ACK", "SYNC_REQUEST"})
+_FIELD: Final = re.compile(r" - at `\$\.?(?:payload\.?)?([^`]*)`$")
+_NAMED: Final = re.compile(r"field `([^`]+)`")
+
+
+class Malformed(Exception):
+    """Text that is no frame at all."""
+
+
+class Refused(Exception):
+    """A frame that breaks a rule: the refusal, and what its answer should refer to."""
+
+    def __init__(self, error: UIMError, request_id: str | None, client_message_id: str | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.request_id = request_id
+        self.client_message_id = client_message_id
+
+
+def field_of(message: str) -> tuple[str, str | None]:
+    """msgspec's complaint as (what is wrong, which field); the path without `$.` and `payload.`."""
+    named = _NAMED.search(message)
+    found = _FIELD.search(message)
+    why = message[: found.start()] if found else message
+    path = found.group(1) if found else ""
+    parts = [part for part in (path, named.group(1) if named else "") if part]
+    return why, ".".join(parts) or None
+
+
+class Codec:
+    """The decoder of client frames. One a process; it keeps no state between frames."""
+
+    def __init__(self) -> None:
+        self._decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
+
+    def decode(self, text: str) -> ClientFrame:
+        """The frame, or Malformed, or Refused."""
+        try:
+            return self._decoder.decode(text)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as complaint:
+            raise self._explained(text, complaint) from None
+
+    def _explained(self, text: str, complaint: Exception) -> Malformed | Refused:
+        try:
+            shape = json.loads(text)
+        except (ValueError, RecursionError):
+            return Malformed("not JSON")
+        if not isinstance(shape, dict):
+            return Malformed("not an object")
+        if not isinstance(shape.get("type"), str) or not isinstance(shape.get("payload"), dict):
+            return Malformed("without a type or a payload")
+        request_id = _clean(shape.get("request_id"))
+        client_message_id = _clean(shape["payload"].get("client_message_id", shape["payload"].get("message_id")))
+        return Refused(_refusal(shape, complaint), request_id, client_message_id)
+
+
+def _refusal(shape: dict[str, Any], complaint: Exception) -> UIMError:
+    if shape["type"] not in KNOWN_TYPES:
+        return UIMError("bad_request", "unknown frame type", field="type")
+    lone = _lone_surrogate(shape)
+    if lone is not None:
+        return invalid(lone, "must not contain lone surrogates")
+    why, field = field_of(str(complaint))
+    return UIMError("validation_failed", why, field=field)
+
+
+def _clean(value: object) -> str | None:
+    """A client's id to give back, if it is one at all."""
+    if isinstance(value, str) and 1 <= len(value) <= 64 and value.isprintable():
+        return value
+    return None
+
+
+def _lone_surrogate(value: object, path: str = "") -> str | None:
+    """The path of the first string that no UTF-8 can hold."""
+    if isinstance(value, str):
+        return path if any("\ud800" <= char <= "\udfff" for char in value) else None
+    if isinstance(value, dict):
+        for key, part in value.items():
+            inner = path if key == "payload" and not path else f"{path}.{key}".lstrip(".")
+            found = (path or "payload") if _lone_surrogate(key) is not None else _lone_surrogate(part, inner)
+            if found is not None:
+                return found
+    if isinstance(value, list):
+        for part in value:
+            if (found := _lone_surrogate(part, path)) is not None:
+                return found
+    return None

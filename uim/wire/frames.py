@@ -1,0 +1,201 @@
+"""The frames of the WebSocket protocol: what a client may say, and how the server's answers are built.
+
+A client's frame is one tagged Struct, so text becomes a checked frame in a single pass (codec.py). A server's frame is bytes,
+made once however many connections get it. Rule: every check of outside text is here; what got past it is safe everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from uim.errors import UIMError, invalid
+from uim.model.ids import MAX_MESSAGE_ID, rfc3339
+from uim.model.message import Entry
+
+MAX_CONTENT_CHARS: Final = 10_000
+MAX_METADATA_BYTES: Final = 4_096
+MAX_FRAME_IN_BYTES: Final = 128 * 1024
+MAX_FRAME_OUT_BYTES: Final = 256 * 1024
+
+Content = Annotated[str, Meta(min_length=1, max_length=MAX_CONTENT_CHARS)]
+ClientId = Annotated[str, Meta(min_length=1, max_length=64)]
+MessageId = Annotated[int, Meta(ge=0, le=MAX_MESSAGE_ID)]
+Metadata = dict[str, str]
+
+
+class _Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Nothing(_Payload, frozen=True):
+    pass
+
+
+class Send(_Payload, frozen=True):
+    conversation_id: UUID
+    content: Content
+    client_message_id: ClientId | UnsetType = UNSET
+    message_id: ClientId | UnsetType = UNSET  # the specification's name for the client's own id
+    message_type: Literal["text"] = "text"
+    metadata: Metadata | None = None
+    sender_id: UUID | UnsetType = UNSET
+
+
+class Ack(_Payload, frozen=True):
+    status: Literal["delivered", "read"]
+    message_id: MessageId
+    conversation_id: UUID | UnsetType = UNSET
+
+
+class SyncFrom(_Payload, frozen=True):
+    last_sync_id: MessageId
+
+
+class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    request_id: ClientId | None = None
+    timestamp: Any = None  # a client's clock is not believed
+
+
+class HeartbeatPing(_Frame, frozen=True, tag="HEARTBEAT_PING"):
+    payload: Nothing
+
+
+class MessageSend(_Frame, frozen=True, tag="MESSAGE_SEND"):
+    payload: Send
+
+
+class MessageAck(_Frame, frozen=True, tag="MESSAGE_ACK"):
+    payload: Ack
+
+
+class SyncRequest(_Frame, frozen=True, tag="SYNC_REQUEST"):
+    payload: SyncFrom
+
+
+ClientFrame = HeartbeatPing | MessageSend | MessageAck | SyncRequest
+
+
+def check_text(text: str, field: str) -> str:
+    """PostgreSQL's text cannot hold NUL. (Lone surrogates do not get past the JSON decoder.)"""
+    if "\0" in text:
+        raise invalid(field, "must not contain NUL")
+    return text
+
+
+def check_metadata(metadata: Metadata | None, field: str) -> str | None:
+    """Metadata as canonical JSON text; None for none. Raises UIMError validation_failed."""
+    if not metadata:
+        return None
+    encoded = msgspec.json.encode(metadata, order="deterministic")
+    if len(encoded) > MAX_METADATA_BYTES:
+        raise invalid(field, f"must be at most {MAX_METADATA_BYTES} bytes as JSON")
+    if b"\\u0000" in encoded and any("\0" in part for pair in metadata.items() for part in pair):
+        raise invalid(field, "must not contain NUL")
+    return encoded.decode()
+
+
+# -- what the server says -------------------------------------------------------------------------------------------------
+
+
+def _message(entry: Entry) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "message_id": entry.message_id,
+        "conversation_id": entry.conversation_id,
+        "seq": entry.seq,
+        "sender_id": entry.sender_id,
+        "content": entry.content,
+        "message_type": entry.message_type,
+        "created_at": rfc3339(entry.created_at),
+        "metadata": msgspec.Raw(entry.metadata.encode()) if entry.metadata else {},
+    }
+    if entry.deleted:
+        shown["deleted"] = True
+    return shown
+
+
+def message_object(entry: Entry, *, own: bool) -> bytes:
+    """The protocol's `message`, encoded once and kept with the entry; `own`: as its sender sees it."""
+    if not own or entry.client_message_id is None:
+        if entry.others is None:
+            entry.others = msgspec.json.encode(_message(entry))
+        return entry.others
+    if entry.own is None:
+        client_id = msgspec.json.encode(entry.client_message_id)
+        entry.own = message_object(entry, own=False)[:-1] + b',"client_message_id":' + client_id + b"}"
+    return entry.own
+
+
+def websocket_text(payload: bytes) -> bytes:
+    """One unmasked, unfragmented WebSocket text frame (RFC 6455 5.2): what a server sends is alike for every client."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + bytes((size,)) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+def _now_ms() -> bytes:
+    return b"%d" % (time.time_ns() // 1_000_000)
+
+
+def raw_frame(kind: str, payload: bytes, request_id: str | None = None) -> bytes:
+    """A server frame around an encoded payload, ready for the socket."""
+    head = b'{"type":"' + kind.encode() + b'","timestamp":' + _now_ms()
+    if request_id is not None:
+        head += b',"request_id":' + msgspec.json.encode(request_id)
+    return websocket_text(head + b',"payload":' + payload + b"}")
+
+
+def frame(kind: str, payload: object, request_id: str | None = None) -> bytes:
+    """A server frame around a payload that msgspec can encode."""
+    return raw_frame(kind, msgspec.json.encode(payload), request_id)
+
+
+def message_receive(entry: Entry, *, own: bool) -> bytes:
+    """MESSAGE_RECEIVE of an entry: made once for its sender's devices and once for all others."""
+    if own and entry.client_message_id is not None:
+        if entry.live_own is None:
+            entry.live_own = raw_frame("MESSAGE_RECEIVE", message_object(entry, own=True))
+        return entry.live_own
+    if entry.live is None:
+        entry.live = raw_frame("MESSAGE_RECEIVE", message_object(entry, own=False))
+    return entry.live
+
+
+def sync_batch_payload(
+    messages: Sequence[bytes], conversations: Sequence[bytes], *, next_sync_id: int, has_more: bool, truncated: bool = False
+) -> bytes:
+    """The payload of SYNC_BATCH (and the answer of GET /api/sync) from encoded objects."""
+    return b"".join(
+        (
+            b'{"messages":[',
+            b",".join(messages),
+            b'],"conversations":[',
+            b",".join(conversations),
+            b'],"next_sync_id":%d,"has_more":%s' % (next_sync_id, b"true" if has_more else b"false"),
+            b',"truncated":true}' if truncated else b"}",
+        )
+    )
+
+
+def error_frame(
+    error: UIMError, *, request_id: str | None = None, client_message_id: str | None = None, conversation_id: UUID | None = None
+) -> bytes:
+    """ERROR: the refusal, and what it refers to."""
+    payload: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.field is not None:
+        payload["field"] = error.field
+    if error.retry_after_s is not None:
+        payload["retry_after"] = error.retry_after_s
+    if client_message_id is not None:
+        payload["client_message_id"] = client_message_id
+    if conversation_id is not None:
+        payload["conversation_id"] = conversation_id
+    return frame("ERROR", payload, request_id)
