@@ -159,7 +159,7 @@ create table receipts (
     after           bigint not null,
     up_to           bigint not null,
     at              timestamptz not null,
-    primary key (conversation_id, up_to, user_id, kind),
+    primary key (conversation_id, user_id, kind, up_to),
     check (after < up_to)
 );
 

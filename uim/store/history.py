@@ -56,24 +56,22 @@ async def _page(
     return [Entry(*row) for row in await cursor.fetchall()]
 
 
-# Each member's intervals that touch the ids: from the one that holds the lowest to the one that holds the highest. The last
-# one is looked for first, or the scan of a lively conversation's old page would run on to its present.
+# One's intervals lie end to end, so the one that may hold an id is the first that reaches up to it: one look into the index
+# for each message and member. A join by ranges would read all the receipts that were given since.
 _RECEIPTS: Final = """
-    select ids.message_id, r.user_id, r.kind, r.at
+    select ids.message_id, p.user_id, kinds.kind, reaching.at
     from conversation_participants p
     join users u on u.user_id = p.user_id
     join users sender on sender.user_id = %(sender_id)s
-    cross join (values ('delivered'), ('read')) kinds (kind)
-    left join lateral (
-        select last.up_to from receipts last
-        where last.conversation_id = p.conversation_id and last.user_id = p.user_id and last.kind = kinds.kind
-            and last.up_to >= %(highest)s order by last.up_to limit 1
-    ) last on true
-    join receipts r on r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = kinds.kind
-        and r.up_to >= %(lowest)s and r.up_to <= coalesce(last.up_to, %(highest)s)
-    join unnest(%(ids)s::bigint[]) as ids (message_id) on r.after < ids.message_id and ids.message_id <= r.up_to
-    where p.conversation_id = %(conversation_id)s and p.user_id <> %(sender_id)s
-        and (kinds.kind = 'delivered' or u.read_receipts and sender.read_receipts)
+    join (values ('delivered'), ('read')) kinds (kind) on kinds.kind = 'delivered' or u.read_receipts and sender.read_receipts
+    cross join unnest(%(ids)s::bigint[]) as ids (message_id)
+    cross join lateral (
+        select r.after, r.at from receipts r
+        where r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = kinds.kind
+            and r.up_to >= ids.message_id
+        order by r.up_to limit 1
+    ) reaching
+    where p.conversation_id = %(conversation_id)s and p.user_id <> %(sender_id)s and reaching.after < ids.message_id
         and exists (
             select from participations s where s.conversation_id = p.conversation_id and s.user_id = p.user_id
                 and s.joined_message_id <= ids.message_id and (s.left_message_id is null or s.left_message_id >= ids.message_id)
@@ -120,6 +118,6 @@ async def _receipts(
     ids = [own.message_id for own in entries if is_own(own, sender_id)]
     if not ids:
         return []
-    given = {"sender_id": sender_id, "conversation_id": conversation_id, "ids": ids, "lowest": min(ids), "highest": max(ids)}
-    cursor = await tx.execute(_RECEIPTS, given, binary=True)
+    given = {"sender_id": sender_id, "conversation_id": conversation_id, "ids": ids}
+    cursor = await tx.execute(_RECEIPTS, given, binary=True, prepare=True)
     return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
