@@ -242,11 +242,7 @@ def _url(schemes: tuple[str, ...], name: str, text: str) -> str:
 
 
 _database_url = partial(_url, ("postgresql", "postgres"), "UIM_DATABASE_URL")
-_redis_url = partial(
-    _url,
-    ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
-    "UIM_REDIS_URL",
-)
+_redis_url = partial(_url, ("redis", "rediss", "unix"), "UIM_REDIS_URL")
 
 
 def _jwt_keys(text: str) -> tuple[JwtKey, ...]:

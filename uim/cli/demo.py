@@ -72,7 +72,6 @@ class Demo:
         for username, display_name in PEOPLE:
             signed_in = self._sign_in(username, display_name)
             users[username], tokens[username] = signed_in["user"]["user_id"], signed_in["access_token"]
-        self._befriend(users, tokens)
         pair = {"type": "one_on_one", "participant_ids": [users["bob"]]}
         group = {"type": "group", "name": "Engine room", "participant_ids": [users["bob"], users["cyd"]]}
         conversations = {}
@@ -82,6 +81,7 @@ class Demo:
         for place, speaker, content in TALK:
             message = {"client_message_id": _id(f"{place} {content}"), "content": content}
             self._call(f"/api/conversations/{conversations[place]}/messages", message, tokens[speaker])
+        self._befriend(users, tokens)
 
     def _sign_in(self, username: str, display_name: str) -> Any:
         profile = {"email": f"{username}@example.com", "display_name": display_name}
@@ -106,7 +106,7 @@ class Demo:
             except urllib.error.HTTPError as error:
                 problem = json.loads(error.read() or b"{}")
                 if error.code not in (429, 503) or self._stopping.is_set():
-                    raise Refused(problem.get("code", str(error.code)), problem.get("detail", "")) from error
+                    raise Refused(problem.get("code", str(error.code)), f"{path}: {problem.get('detail', '')}") from error
                 self._stopping.wait(float(problem.get("retry_after", 1.0)))
         raise Refused("rate_limited", f"{path} was refused {MOST_TRIES} times")
 
