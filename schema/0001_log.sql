@@ -302,11 +302,16 @@ begin
         from before b where p.conversation_id = b.conversation_id and p.user_id = b.user_id
         returning b.*
     ), advances as materialized (
-        select m.conversation_id, m.user_id, 'delivered' as kind, m.was_delivered as after, m.delivered as up_to, true as told
-        from moved m where m.delivered > m.was_delivered
-        union all
-        select m.conversation_id, m.user_id, 'read', m.was_read, m.read, u.read_receipts
-        from moved m join users u on u.user_id = m.user_id where m.read > m.was_read
+        -- An interval for each stay that it reaches into: what was said in between was never delivered.
+        select m.conversation_id, m.user_id, k.kind, greatest(k.was, s.joined_message_id - 1) as after,
+            least(k.reached, coalesce(s.left_message_id, k.reached)) as up_to, k.told
+        from moved m
+        join users u on u.user_id = m.user_id
+        cross join lateral (values ('delivered', m.was_delivered, m.delivered, true), ('read', m.was_read, m.read, u.read_receipts))
+            as k (kind, was, reached, told)
+        join participations s on s.conversation_id = m.conversation_id and s.user_id = m.user_id
+            and s.joined_message_id <= k.reached and coalesce(s.left_message_id, k.reached) > k.was
+        where k.reached > k.was
     ), kept as (
         insert into receipts (conversation_id, user_id, kind, after, up_to, at)
         select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, clock_timestamp() from advances a where a.told
@@ -315,7 +320,9 @@ begin
     select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, clock_timestamp(),
         array(select distinct m.sender_id from messages m
               where m.conversation_id = a.conversation_id and m.message_id > a.after and m.message_id <= a.up_to
-                and m.message_type = 'text' and m.sender_id <> a.user_id),
+                and m.message_type = 'text' and m.sender_id <> a.user_id
+                -- Read receipts obey both users' settings.
+                and a.told and (a.kind = 'delivered' or exists (select from users u where u.user_id = m.sender_id and u.read_receipts))),
         a.told
     from advances a;
 end $$;

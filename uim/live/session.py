@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -68,6 +67,7 @@ class Session:
         self._cut: Cut | None = None
         self._nursery: trio.Nursery | None = None
         self._catching_up: trio.CancelScope | None = None
+        self._sync_request: str | None = None
         self.heard_at = trio.current_time()
         self._malformed_at: list[float] = []
         self.open_sends = trio.Semaphore(OPEN_SENDS)
@@ -201,20 +201,22 @@ class Session:
             self._catching_up.cancel()
         self.outbox.live = False
         await self._open(last_sync_id)
-        self.catch_up(request_id)
+        self._sync_request = request_id
+        self.catch_up()
 
-    def catch_up(self, request_id: str | None = None) -> None:
+    def catch_up(self) -> None:
         """Start catching up from what was sent, in place of any that is under way. Does not await."""
         if self._nursery is None or self.outbox.closed:
             return
         if self._catching_up is not None:
             self._catching_up.cancel()
         self._catching_up = trio.CancelScope()
-        self._nursery.start_soon(partial(self._catch_up, self._catching_up, request_id))
+        self._nursery.start_soon(self._catch_up, self._catching_up)
 
-    async def _catch_up(self, scope: trio.CancelScope, request_id: str | None) -> None:
+    async def _catch_up(self, scope: trio.CancelScope) -> None:
         with scope:
-            await self.house.catchup.run(self.outbox, request_id)
+            await self.house.catchup.run(self.outbox, self._sync_request)
+            self._sync_request = None
 
     # -- the cursor -------------------------------------------------------------------------------------------------------
 
