@@ -20,7 +20,15 @@ from uim.errors import STATUS_OF, UIMError, unavailable
 from uim.log import get_logger
 from uim.model.message import Draft, Entry, Posted
 from uim.store import epochs, messages
-from uim.store.postgres import Connection, ConnectionLost, DatabaseAway, DatabaseError, connect
+from uim.store.postgres import (
+    USUAL,
+    Connection,
+    ConnectionLost,
+    DatabaseAway,
+    DatabaseError,
+    Deadlines,
+    connect,
+)
 
 T = TypeVar("T")
 
@@ -107,8 +115,17 @@ class Writer:
     `on_appended(entries)` is called, in log order and without awaiting, with what this process has committed.
     """
 
-    def __init__(self, database_url: str, on_appended: Callable[[list[Entry]], None]) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        on_appended: Callable[[list[Entry]], None],
+        *,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
+        deadlines: Deadlines = USUAL,
+    ) -> None:
         self._url = database_url
+        self._give_up_after_s = give_up_after_s
+        self._deadlines = deadlines
         self._on_appended = on_appended
         self._line: deque[_Text | _Verb[Any]] = deque()
         self._wake = trio.Event()
@@ -129,7 +146,7 @@ class Writer:
 
         Raises UIMError `unavailable` when the line is full or the process is going down.
         """
-        self._enter(_Text(draft, answer, trio.current_time() + GIVE_UP_AFTER_S))
+        self._enter(_Text(draft, answer, trio.current_time() + self._give_up_after_s))
         if draft.origin is not None:
             self._origins[draft.sender_id, draft.client_message_id] = draft.origin
 
@@ -154,7 +171,7 @@ class Writer:
         `key` is fixed before the first try; `act` may be run more than once, so it has no effect outside its transaction.
         Raises what act raises. Cancelled: it may still happen.
         """
-        verb = _Verb(act, key, trio.current_time() + GIVE_UP_AFTER_S)
+        verb = _Verb(act, key, trio.current_time() + self._give_up_after_s)
         self._enter(verb)
         await verb.done.wait()
         if verb.failure is not None:
@@ -302,7 +319,7 @@ class Writer:
         """One try. A new connection first asks whether this is still the same log, and begins an epoch if not."""
         self._tx = None
         try:
-            tx = await connect(self._url, name="writer", settings=PLANS)
+            tx = await connect(self._url, name="writer", settings=PLANS, deadlines=self._deadlines)
             self.epoch = await epochs.settle(tx)
             self._tx = tx
         except ConnectionLost as lost:

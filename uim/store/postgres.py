@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -21,9 +22,6 @@ from psycopg.waiting import Ready, Wait
 
 from uim.errors import UIMError, unavailable
 
-CONNECT_WITHIN_S: Final = 5.0
-ANSWER_WITHIN_S: Final = 5.0
-ACQUIRE_WITHIN_S: Final = 5.0
 CHECK_AFTER_IDLE_S: Final = 30.0
 CANCEL_WITHIN_S: Final = 1.0
 
@@ -31,6 +29,18 @@ DatabaseError = psycopg.Error
 DatabaseAway = psycopg.OperationalError
 # What a server or a network that goes away looks like; also a statement over its time-out.
 ConnectionLost = (psycopg.OperationalError, psycopg.InterfaceError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long the database may take: to let us in, to answer one statement, to become free in the pool."""
+
+    connect_s: float = 5.0
+    answer_s: float = 5.0
+    acquire_s: float = 5.0
+
+
+USUAL: Final = Deadlines()
 
 
 async def _until(fd: int, wanted: Wait) -> Ready:
@@ -70,7 +80,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     itself and raises OperationalError, so that a hung database is noticed by whoever waits for it.
     """
 
-    answer_within_s: float = ANSWER_WITHIN_S
+    answer_within_s: float = USUAL.answer_s
     idle_since: float = 0.0
 
     def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
@@ -113,10 +123,12 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         return bool(poll.poll(0))
 
 
-async def connect(url: str, *, name: str, settings: dict[str, str] | None = None) -> Connection:
+async def connect(
+    url: str, *, name: str, settings: dict[str, str] | None = None, deadlines: Deadlines = USUAL
+) -> Connection:
     """A new connection in autocommit, named `name` in pg_stat_activity, with server settings for this session.
 
-    Raises psycopg.OperationalError when the server cannot be reached within CONNECT_WITHIN_S.
+    Raises psycopg.OperationalError when the server cannot be reached within the deadline.
     """
     parameters = psycopg.conninfo.conninfo_to_dict(url)
     wanted = {"timezone": "UTC", "idle_in_transaction_session_timeout": "5s", "synchronous_commit": "on", **(settings or {})}
@@ -129,16 +141,16 @@ async def connect(url: str, *, name: str, settings: dict[str, str] | None = None
     failure: psycopg.Error | None = None
     for attempt in attempts:
         try:
-            with trio.fail_after(CONNECT_WITHIN_S):
-                made = await _drive_connecting(Connection._connect_gen(psycopg.conninfo.make_conninfo("", **attempt)))
+            with trio.fail_after(deadlines.connect_s):
+                made: Connection = await _drive_connecting(Connection._connect_gen(psycopg.conninfo.make_conninfo("", **attempt)))
         except psycopg.Error as error:
             failure = error
         except trio.TooSlowError:
-            failure = psycopg.OperationalError(f"no connection to the database within {CONNECT_WITHIN_S} s")
+            failure = psycopg.OperationalError(f"no connection to the database within {deadlines.connect_s} s")
         else:
             made._autocommit = True
+            made.answer_within_s = deadlines.answer_s
             made.prepare_threshold = 2
-            assert isinstance(made, Connection)
             return made
     assert failure is not None
     raise failure
@@ -150,8 +162,11 @@ class Pool:
     `connection()` and `transaction()` turn a lost connection into the refusal `unavailable`.
     """
 
-    def __init__(self, url: str, size: int, *, statement_timeout_s: float = 4.0) -> None:
+    def __init__(
+        self, url: str, size: int, *, statement_timeout_s: float = 4.0, deadlines: Deadlines = USUAL
+    ) -> None:
         self._url = url
+        self._deadlines = deadlines
         self._slots = trio.Semaphore(size)
         self._idle: list[Connection] = []
         self._settings = {"statement_timeout": f"{int(statement_timeout_s * 1000)}"}
@@ -159,7 +174,7 @@ class Pool:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection in autocommit: each statement is its own transaction. Raises UIMError `unavailable`."""
-        with trio.move_on_after(ACQUIRE_WITHIN_S) as waited:
+        with trio.move_on_after(self._deadlines.acquire_s) as waited:
             await self._slots.acquire()
         if waited.cancelled_caught:
             raise unavailable("the database is busy")
@@ -203,7 +218,7 @@ class Pool:
                     connection.pgconn.finish()
                     continue
             return connection
-        return await connect(self._url, name="pool", settings=self._settings)
+        return await connect(self._url, name="pool", settings=self._settings, deadlines=self._deadlines)
 
     def close_idle(self) -> None:
         """Close what is not lent: after an outage their other ends are gone."""
