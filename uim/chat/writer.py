@@ -229,13 +229,15 @@ class Writer:
 
     async def _append(self, batch: list[_Text]) -> None:
         """Append a batch; when one entry makes the whole call fail, halve until it stands alone."""
+        if self._is_too_late(min(text.give_up_at for text in batch)):
+            self._refuse(batch)
+            return
         while True:
             try:
                 outcomes = await messages.append(await self._connected(), [text.draft for text in batch])
             except ConnectionLost as lost:
                 if not await self._may_repeat(min(text.give_up_at for text in batch), lost):
-                    for text in batch:
-                        self._answer(text, unavailable())
+                    self._refuse(batch)
                     return
             except DatabaseError as poison:
                 await self._halve(batch, poison)
@@ -274,11 +276,18 @@ class Writer:
                     self._found.popitem(last=False)
             self._answer(text, _judged(outcome))
 
+    def _refuse(self, batch: list[_Text]) -> None:
+        for text in batch:
+            self._answer(text, unavailable())
+
     def _answer(self, text: _Text, what: Posted | UIMError) -> None:
         self._origins.pop((text.draft.sender_id, text.draft.client_message_id), None)
         text.answer(what)
 
     async def _run_verb(self, verb: _Verb[Any]) -> None:
+        if self._is_too_late(verb.give_up_at):
+            verb.fail(unavailable())
+            return
         while True:
             try:
                 tx = await self._connected()
@@ -325,6 +334,13 @@ class Writer:
         except ConnectionLost as lost:
             log.warning("the writer cannot reach the database", error=str(lost).splitlines()[0])
             await trio.sleep(0.2)
+
+    def _is_too_late(self, give_up_at: float) -> bool:
+        """Whether it is not worth a first try: it has waited its time, and there is no connection to try it on.
+
+        Without this each of those in line would cost a time-out of its own, one after the other.
+        """
+        return (self._tx is None or self._tx.closed) and trio.current_time() >= give_up_at
 
     async def _may_repeat(self, give_up_at: float, lost: Exception) -> bool:
         """After a lost connection: whether there is time for another try with the same keys."""
