@@ -117,7 +117,7 @@ create table conversation_participants (
     changed_at                timestamptz not null default now(),
     primary key (conversation_id, user_id)
 ) with (fillfactor = 70);
-create index conversation_participants_user on conversation_participants (user_id);
+create index conversation_participants_user on conversation_participants (user_id, conversation_id);
 
 -- Every stay of a user in a conversation, both ends included: the one place that says who sees which entry.
 create table participations (
@@ -128,7 +128,7 @@ create table participations (
     primary key (conversation_id, user_id, joined_message_id),
     check (left_message_id >= joined_message_id)
 );
-create index participations_user on participations (user_id);
+create index participations_user on participations (user_id, conversation_id);
 
 -- The log: gapless ids in commit order. No foreign keys here: log_append() itself has read the conversation, the seat and the user of each
 -- entry under the lock, their rows are never deleted, and the keys' row locks would write to the hot conversation row at each append.

@@ -19,7 +19,7 @@ from uim.chat.writer import Writer
 from uim.model.conversation import ConversationView
 from uim.model.message import Draft, Entry, Posted
 from uim.store import messages, people, receipts
-from uim.store.postgres import Pool
+from uim.store.postgres import Connection, Pool
 
 
 @dataclass(frozen=True)
@@ -119,3 +119,18 @@ async def rooms_on(database_url: str) -> AsyncIterator[Rooms]:
 def roles(view: ConversationView, names: Mapping[UUID, str]) -> dict[str, str]:
     """Who is what: {"ada": "owner", "bob": "member"}."""
     return {names[participant.user_id]: participant.role for participant in view.participants}
+
+
+async def rows_touched(tx: Connection, query: str, values: Mapping[str, Any]) -> int:
+    """How many rows the scans of this query have looked at: what it costs, on any machine."""
+    cursor = await tx.execute("explain (analyze, timing off, format json) " + query, values)
+    row = await cursor.fetchone()
+    assert row is not None
+    touched = 0
+    waiting = [row[0][0]["Plan"]]
+    while waiting:
+        node = waiting.pop()
+        waiting += node.get("Plans", [])
+        if "Relation Name" in node:
+            touched += (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+    return int(touched)

@@ -15,7 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rooms import Rooms, roles, rooms_on
+from tests.rooms import Rooms, roles, rooms_on, rows_touched
 from uim.errors import UIMError
 from uim.model.conversation import ConversationView, Removed, Seat, heir_of, may_remove
 from uim.model.ids import rfc3339
@@ -457,6 +457,31 @@ async def test_pages_of_changes_keep_their_question(rooms: Rooms) -> None:
     assert [item.conversation_id for item in (*first.items, *second.items)] == new[::-1]
     assert second.next is None and first.as_of == second.as_of
     assert rfc3339(datetime.fromisoformat(first.as_of)) == first.as_of
+
+
+async def test_a_page_of_the_list_reads_its_own_conversations_alone(rooms: Rooms) -> None:
+    (ada,) = await rooms.people("ada")
+    await rooms.run("insert into users (username, password_hash) select 'other' || n, '-' from generate_series(1, 1000) n")
+    await rooms.run(
+        """insert into conversations (conversation_id, type, created_by, pair)
+            select gen_random_uuid(), 'one_on_one', least(user_id, %s), array[least(user_id, %s), greatest(user_id, %s)]
+            from users where user_id <> %s""",
+        *[ada] * 4,
+    )
+    await rooms.run(
+        """insert into conversation_participants (conversation_id, user_id)
+            select conversation_id, unnest(pair) from conversations where pair is not null"""
+    )
+    await rooms.run(
+        """insert into participations (conversation_id, user_id, joined_message_id)
+            select conversation_id, unnest(pair), 0 from conversations where pair is not null"""
+    )
+    await rooms.run("analyze users, conversations, conversation_participants, participations, messages")
+    ids = await listed(rooms, ada, limit=50)
+    assert len(ids) == 50
+    async with rooms.pool.connection() as tx:
+        # The users are a thousand too, and may be read as a whole; the seats of one of them may not, fifty times.
+        assert await rows_touched(tx, conversations._FACES, {"conversations": ids, "viewers": [ada] * 50}) < 3_000
 
 
 class Mark(msgspec.Struct, array_like=True):

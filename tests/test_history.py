@@ -13,10 +13,9 @@ import msgspec
 import pytest
 import trio
 
-from tests.rooms import Rooms, rooms_on
+from tests.rooms import Rooms, rooms_on, rows_touched
 from uim.errors import UIMError
 from uim.store import history as rows
-from uim.store.postgres import Connection
 
 
 @pytest.fixture
@@ -226,21 +225,6 @@ async def test_random_receipts_are_counted_as_a_plain_reading_of_them_says(rooms
             assert item["delivery_status"][f"{kind}_count"] == expected
 
 
-async def plan_of(tx: Connection, query: str, values: dict[str, Any]) -> tuple[str, int]:
-    """The plan as text, and how many rows its scans have touched."""
-    cursor = await tx.execute("explain (analyze, timing off, format json) " + query, values)
-    row = await cursor.fetchone()
-    assert row is not None
-    touched = 0
-    waiting = [row[0][0]["Plan"]]
-    while waiting:
-        node = waiting.pop()
-        waiting += node.get("Plans", [])
-        if "Relation Name" in node:
-            touched += (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-    return str(row[0]), touched
-
-
 async def test_an_old_page_of_a_lively_conversation_costs_its_own_length(rooms: Rooms) -> None:
     ada, bob = await rooms.people("ada", "bob")
     pair = await rooms.pair(ada, bob)
@@ -260,8 +244,7 @@ async def test_an_old_page_of_a_lively_conversation_costs_its_own_length(rooms: 
     ids = list(range(101, 151))
     async with rooms.pool.connection() as tx:
         page = {"user_id": bob, "conversation_id": pair, "least": 0, "most": 150, "limit": 51}
-        _, touched = await plan_of(tx, rows._DOWN_FROM, page)
-        assert touched < 200
-        plan, touched = await plan_of(tx, rows._RECEIPTS, {"sender_id": ada, "conversation_id": pair, "ids": ids})
-        assert touched < 1_000, plan
+        assert await rows_touched(tx, rows._DOWN_FROM, page) < 200
+        given = {"sender_id": ada, "conversation_id": pair, "ids": ids}
+        assert await rows_touched(tx, rows._RECEIPTS, given) < 1_000
     assert await counts(rooms, ada, pair) == {"x": (1, 1)}

@@ -38,16 +38,22 @@ _UNREAD: Final = f"""
         limit {UNREAD_LIMIT}
     ) counted"""
 
-# One row a (conversation, viewer). The open stay holds the newest entry, for a member who is in is in up to now.
+# One row a (conversation, viewer). The open stay holds the newest entry, for a member who is in is in up to now. Seat and stay
+# are looked up one by one: joined, they may be read by user, and one with a thousand conversations would be read fifty times.
 _FACES: Final = f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
         c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number, {COLUMNS}
     from unnest(%(conversations)s::uuid[], %(viewers)s::uuid[]) as g (conversation_id, user_id)
-    join conversation_participants p on p.conversation_id = g.conversation_id and p.user_id = g.user_id and p.left_at is null
-    join conversations c on c.conversation_id = p.conversation_id and c.deleted_at is null and c.type <> 'self'
-    join users viewer on viewer.user_id = p.user_id
-    join participations stay
-        on stay.conversation_id = p.conversation_id and stay.user_id = p.user_id and stay.left_message_id is null
+    cross join lateral (
+        select seat.* from conversation_participants seat
+        where seat.conversation_id = g.conversation_id and seat.user_id = g.user_id and seat.left_at is null limit 1
+    ) p
+    cross join lateral (
+        select s.joined_message_id from participations s
+        where s.conversation_id = g.conversation_id and s.user_id = g.user_id and s.left_message_id is null limit 1
+    ) stay
+    join conversations c on c.conversation_id = g.conversation_id and c.deleted_at is null and c.type <> 'self'
+    join users viewer on viewer.user_id = g.user_id
     left join lateral (
         select newest.* from messages newest
         where newest.conversation_id = c.conversation_id and newest.message_id >= stay.joined_message_id
