@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import trio
 from psycopg import sql
-from sign_in_house import KEY, PASSWORD, SignInHouse, refusal_of, sign_in_house
 
+from tests.sign_in_house import KEY, PASSWORD, SignInHouse, refusal_of, sign_in_house
 from uim.chat.accounts import SignedIn
 from uim.chat.passwords import FAILURES, Passwords
 from uim.config import JwtKey
@@ -21,6 +21,8 @@ from uim.model.person import Device
 from uim.store.postgres import Connection, Pool
 
 NEW_PASSWORD = "Another horse 2"
+WAITING_FOR_LOCKS = """select count(*) from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock'"""
 
 
 @pytest.fixture
@@ -167,8 +169,18 @@ async def test_a_refresh_moves_on_and_its_repeat_gives_the_same_successor(house:
 
 async def test_refreshes_of_one_token_at_once_give_one_answer(house: SignInHouse) -> None:
     first = await house.registered()
-    outcomes = await all_of(*[lambda: house.accounts.refresh(first.refresh_token)] * 8)
-    assert len({one.refresh_token for one in outcomes}) == 1
+    answers: list[str] = []
+
+    async def refresh() -> None:
+        answers.append((await house.accounts.refresh(first.refresh_token)).refresh_token)
+
+    async with trio.open_nursery() as nursery, house.pool.transaction() as tx:
+        await tx.execute("select from logins for update")
+        nursery.start_soon(refresh)
+        nursery.start_soon(refresh)
+        while await house.execute(WAITING_FOR_LOCKS) != [(2,)]:
+            await trio.sleep(0.01)
+    assert len(answers) == 2 and len(set(answers)) == 1
     assert await house.execute("select generation from logins") == [(2,)]
 
 
@@ -216,6 +228,17 @@ async def test_the_first_use_of_a_generation_is_noted_once(house: SignInHouse) -
     assert await house.execute("select generation_used_at, generation from logins") == [(None, 2)]
     await house.caller(second)
     assert (await house.execute("select generation_used_at is not null from logins")) == [(True,)]
+
+
+async def test_a_process_that_sees_a_generation_later_does_not_note_its_use_again(house: SignInHouse, database_url: str) -> None:
+    first = await house.registered()
+    second = await house.accounts.refresh(first.refresh_token)
+    async with sign_in_house(database_url) as other:
+        await other.caller(first)
+        await house.caller(second)
+        await house.execute("update logins set generation_used_at = generation_used_at - interval '31 seconds'")
+        await other.caller(second)
+        assert (await refusal_of(other.accounts.refresh(first.refresh_token))).code == "invalid_refresh_token"
 
 
 async def test_a_login_that_nobody_refreshed_for_seven_days_has_ended(house: SignInHouse) -> None:
@@ -287,10 +310,13 @@ class Slow(Passwords):
 
 
 async def test_a_login_by_the_old_password_does_not_outlive_its_change(database_url: str) -> None:
+    made: list[SignInHouse] = []
+
     async def change() -> None:
-        await house.execute("update users set password_hash = 'another'")
+        await made[0].execute("update users set password_hash = 'another'")
 
     async with sign_in_house(database_url, passwords=Slow(change)) as house:
+        made.append(house)
         await house.registered()
         assert (await refusal_of(house.entered())).code == "invalid_credentials"
         assert await house.execute("select count(*) from logins") == [(1,)]
@@ -330,6 +356,17 @@ async def test_a_login_that_ends_while_it_is_looked_up_is_not_let_in(database_ur
         assert (await refusal_of(house.caller(alice))).code == "session_ended"
         late.meanwhile = lambda: None
         assert (await refusal_of(house.caller(alice))).code == "session_ended"
+    late.close_idle()
+
+
+async def test_a_login_that_ends_while_its_use_is_noted_is_not_let_in(database_url: str) -> None:
+    late = Late(database_url, 2)
+    async with sign_in_house(database_url, login_pool=late) as house:
+        alice = await house.registered()
+        await house.caller(alice)
+        second = await house.accounts.refresh(alice.refresh_token)
+        late.meanwhile = lambda: house.logins.ended([alice.login_id])
+        assert (await refusal_of(house.caller(second))).code == "session_ended"
     late.close_idle()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import string
 from uuid import UUID, uuid4
 
 import jwt
@@ -97,7 +98,7 @@ def part(value: object) -> str:
 
 
 FORGED = {
-    "no algorithm": jwt.encode(payload(), None, algorithm="none", headers={"kid": "new"}),
+    "no algorithm": jwt.encode(payload(), "", algorithm="none", headers={"kid": "new"}),
     "another algorithm": jwt.encode(payload(), NEW.secret * 2, algorithm="HS512", headers={"kid": "new"}),
     "no kid": jwt.encode(payload(), NEW.secret, algorithm="HS256"),
     "unknown kid": jwt.encode(payload(), NEW.secret, algorithm="HS256", headers={"kid": "other"}),
@@ -147,6 +148,11 @@ def test_a_refresh_token_with_any_other_character_is_refused_and_ends_nothing(pl
     expected = Refreshing.ADVANCE if text == FIRST.text else None
     verdict = verdict_on(text, state_at(FIRST))
     assert verdict is expected or verdict in (Refreshing.GARBAGE, "invalid_refresh_token")
+
+
+@pytest.mark.parametrize("last", sorted(set(string.ascii_letters + string.digits + "-_") - {FIRST.text[-1]}))
+def test_the_spare_bits_of_the_last_character_are_no_second_way_to_write_a_token(last: str) -> None:
+    assert verdict_on(FIRST.text[:-1] + last, state_at(FIRST)) in (Refreshing.GARBAGE, "invalid_refresh_token")
 
 
 @given(st.one_of(st.text(), st.text(alphabet="ABCDabcd0123-_+/=", min_size=91, max_size=91)))

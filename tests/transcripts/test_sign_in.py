@@ -11,9 +11,9 @@ import httpx
 import jwt
 import pytest
 import trio
-from http_house import client_of, is_problem
-from sign_in_house import PASSWORD, SignInHouse, sign_in_house
 
+from tests.http_house import client_of, is_problem
+from tests.sign_in_house import PASSWORD, SignInHouse, sign_in_house
 from uim.chat.callers import Origins
 from uim.chat.people import SearchMark
 from uim.wire.paging import cursor_of
@@ -249,7 +249,7 @@ async def test_people_are_found_by_the_beginning_of_their_names_page_by_page(dat
         async def found(**query: Any) -> list[str]:
             names, cursor = [], None
             while True:
-                more = {"cursor": cursor} if cursor else {}
+                more: dict[str, Any] = {"cursor": cursor} if cursor else {}
                 page = (await client.get("/api/users", params=query | more, headers=alice)).json()
                 names += [item["username"] for item in page["items"]]
                 if (cursor := page["next"]) is None:
