@@ -1,0 +1,134 @@
+"""`python -m loadtest WORKLOAD`: one workload, or `all` of them with their shares of what the machine does bare.
+
+Without --url a run starts its own server on fresh databases. Rule: what cannot be relied upon is not printed: a run that saw a
+promise broken exits with 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from loadtest import append, echo, talk
+from loadtest.frames import Torn
+from loadtest.people import Refused
+from loadtest.servers import bare_echo, migrated_databases, whole_server
+from uim.cli.child import EmbeddedError
+
+Figures = dict[str, float]
+# W1 makes batches of about this size; its share is given of what PostgreSQL takes in them.
+TYPICAL_BATCH: Final = "batches of 64"
+Command = Callable[..., None]
+
+
+def _options(*names: str) -> Callable[[Command], Command]:
+    known = {
+        "url": click.option("--url", help="A server that runs already, its limits off; else one is started."),
+        "pairs": click.option("--pairs", type=click.IntRange(1), default=50, show_default=True),
+        "members": click.option("--members", type=click.IntRange(3, 50), default=50, show_default=True),
+        "senders": click.option("--senders", type=click.IntRange(1, 50), default=4, show_default=True),
+        "window": click.option("--window", type=click.IntRange(1, 64), default=4, show_default=True, help="Open sends of each."),
+        "seconds": click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True),
+        "text-bytes": click.option("--text-bytes", type=click.IntRange(20, 10_000), default=200, show_default=True),
+        "json": click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too."),
+    }
+
+    def add(command: Command) -> Command:
+        for name in reversed(names):
+            command = known[name](command)
+        return command
+
+    return add
+
+
+@click.group(help="How much the server carries, and how much of what this machine can carry at all.")
+def main() -> None:
+    pass
+
+
+@main.command(help="Pairs: one talks with a window of open sends, the other confirms. Messages a second, send to arrival.")
+@_options("url", "pairs", "window", "seconds", "text-bytes", "json")
+def w1(url: str | None, json_file: Path | None, **parameters: Any) -> None:
+    with _server(url) as at:
+        _tell("w1", parameters, _flat(talk.w1(at, **parameters)), json_file)
+
+
+@main.command(help="One group, some of whose members talk. Deliveries a second.")
+@_options("url", "members", "senders", "window", "seconds", "text-bytes", "json")
+def w3(url: str | None, json_file: Path | None, **parameters: Any) -> None:
+    with _server(url) as at:
+        _tell("w3", parameters, _flat(talk.w3(at, **parameters)), json_file)
+
+
+@main.command("echo", help="Frames of that size sent back by bare trio-websocket. The ceiling of what sockets carry here.")
+@_options("pairs", "window", "seconds", "text-bytes", "json")
+def echo_command(pairs: int, json_file: Path | None, **parameters: Any) -> None:
+    with bare_echo() as url:
+        _tell("echo", {"connections": pairs, **parameters}, echo.measure(url, connections=pairs, **parameters), json_file)
+
+
+@main.command("append", help="Texts through log_append alone, by size of batch. The ceiling of what PostgreSQL stores here.")
+@_options("seconds", "text-bytes", "json")
+def append_command(json_file: Path | None, **parameters: Any) -> None:
+    with migrated_databases() as servers:
+        _tell("append", parameters, append.measure(servers.database_url, **parameters), json_file)
+
+
+@main.command("all", help="echo, append, w1 and w3, one after the other, and the shares.")
+@_options("window", "seconds", "text-bytes", "json")
+def all_command(json_file: Path | None, **parameters: Any) -> None:
+    storing = {name: value for name, value in parameters.items() if name != "window"}
+    figures: Figures = {}
+    with bare_echo() as url:
+        figures |= _named("echo", echo.measure(url, connections=50, **parameters))
+    with migrated_databases() as servers:
+        figures |= _named("append", append.measure(servers.database_url, **storing))
+    with whole_server() as url:
+        figures |= _named("w1", _flat(talk.w1(url, pairs=50, **parameters)))
+        figures |= _named("w3", _flat(talk.w3(url, members=50, senders=4, **parameters)))
+    figures["w1 share of echo"] = figures["w1 acknowledged_per_s"] / figures["echo echoes_per_s"]
+    figures["w1 share of append"] = figures["w1 acknowledged_per_s"] / figures[f"append {TYPICAL_BATCH}"]
+    figures["w3 share of echo"] = figures["w3 arrived_per_s"] / figures["echo echoes_per_s"]
+    _tell("all", parameters, figures, json_file)
+
+
+def _server(url: str | None) -> AbstractContextManager[str]:
+    return whole_server() if url is None else nullcontext(url.rstrip("/"))
+
+
+def _flat(measured: tuple[talk.Pace, talk.Count]) -> Figures:
+    return asdict(measured[0]) | asdict(measured[1])
+
+
+def _named(workload: str, figures: Figures) -> Figures:
+    return {f"{workload} {name}": value for name, value in figures.items()}
+
+
+def _tell(workload: str, parameters: dict[str, Any], figures: Figures, json_file: Path | None) -> None:
+    click.echo(f"{workload} ({', '.join(f'{name} {value:g}' for name, value in parameters.items())})")
+    for name, value in figures.items():
+        click.echo(f"  {name.replace('_', ' '):28} {_shown(value):>12}")
+    if json_file is not None:
+        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+        told = {"workload": workload, "parameters": parameters, "figures": figures, "machine": machine}
+        json_file.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (talk.Broken, Torn, Refused, EmbeddedError, OSError) as why:
+        sys.exit(f"the run failed: {why}")

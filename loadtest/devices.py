@@ -1,0 +1,191 @@
+"""Devices under load: one that talks with a window of open sends, one that listens and confirms as the protocol advises.
+
+Rule: what a device is told is kept (acks, arrivals), so that after a run it can be said that nothing acknowledged was lost,
+doubled or out of order.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+import msgspec
+
+from loadtest.frames import Torn, masked_text
+
+CONFIRM_ENTRIES: Final = 100
+CONFIRM_AFTER_NS: Final = 250_000_000
+# Leads each text: when it was sent, by this process's clock.
+TIME_DIGITS: Final = 20
+# What a MESSAGE_SEND has besides its text.
+FRAME_AROUND_TEXT_BYTES: Final = 150
+
+
+class _Receipt(msgspec.Struct):
+    message_id: int
+
+
+class _Entry(msgspec.Struct):
+    message_id: int
+    message_type: str
+    content: str
+
+
+class _Payload(msgspec.Struct):
+    status: str = ""
+    message_id: int = 0
+    message_type: str = ""
+    content: str = ""
+    code: str = ""
+    message: str = ""
+    receipts: list[_Receipt] = []
+    messages: list[_Entry] = []
+    next_sync_id: int = 0
+    has_more: bool = False
+
+
+class _Frame(msgspec.Struct):
+    type: str
+    payload: _Payload
+
+
+_decode: Final = msgspec.json.Decoder(_Frame).decode
+
+
+class Listener:
+    """A device that takes what comes and confirms once per 100 entries or 250 ms.
+
+    `arrived`: message ids of texts in the order in which they came; what is not above the newest counts in `repeats`.
+    `latencies_ns`: from send to arrival, of live texts, while `is_measured`.
+    """
+
+    def __init__(self) -> None:
+        self.is_live = False
+        self.is_measured = False
+        self.arrived: array[int] = array("q")
+        self.latencies_ns: array[int] = array("q")
+        self.repeats = 0
+        self._newest = 0
+        self._position = 0
+        self._unconfirmed = 0
+        self._oldest_ns = 0
+
+    def take(self, payloads: list[bytes], now_ns: int) -> bytes:
+        for payload in payloads:
+            self.hear(_decode(payload), now_ns)
+        return self._confirm() if self._unconfirmed >= CONFIRM_ENTRIES else b""
+
+    def hear(self, frame: _Frame, now_ns: int) -> None:
+        """One frame; what it brings counts as unconfirmed."""
+        said = frame.payload
+        if frame.type == "MESSAGE_RECEIVE":
+            self._store(said.message_id, said.message_type)
+            if self.is_measured and said.message_type == "text":
+                self.latencies_ns.append(now_ns - int(said.content[:TIME_DIGITS]))
+            self._owes(said.message_id, 1, now_ns)
+        elif frame.type == "SYNC_BATCH":
+            for entry in said.messages:
+                self._store(entry.message_id, entry.message_type)
+            self.is_live = not said.has_more
+            # At once: the server waits for it before it sends the fifth page.
+            self._owes(said.next_sync_id, CONFIRM_ENTRIES, now_ns)
+        elif frame.type == "ERROR":
+            raise Torn(f"refused: {said.code}: {said.message}")
+
+    def tick(self, now_ns: int) -> bytes:
+        return self._confirm() if self._unconfirmed and now_ns - self._oldest_ns >= CONFIRM_AFTER_NS else b""
+
+    def _store(self, message_id: int, message_type: str) -> None:
+        if message_id <= self._newest:
+            self.repeats += 1
+            return
+        self._newest = message_id
+        if message_type == "text":
+            self.arrived.append(message_id)
+
+    def _owes(self, message_id: int, entries: int, now_ns: int) -> None:
+        if not self._unconfirmed:
+            self._oldest_ns = now_ns
+        self._unconfirmed += entries
+        self._position = message_id
+
+    def _confirm(self) -> bytes:
+        self._unconfirmed = 0
+        return masked_text(b'{"type":"MESSAGE_ACK","payload":{"status":"delivered","message_id":%d}}' % self._position)
+
+
+class Talker(Listener):
+    """A device that keeps `window` sends open in one conversation until `stop`: each ack lets the next one go.
+
+    `acknowledged`: message ids of its own texts, as acked. `delivered_up_to`: the newest of them that a receipt covers.
+    """
+
+    def __init__(self, conversation_id: str, name: str, *, window: int, text_bytes: int) -> None:
+        super().__init__()
+        self.acknowledged: array[int] = array("q")
+        self.delivered_up_to = 0
+        self._window = window
+        self._number = 0
+        self._open = 0
+        self._is_talking = False
+        # Two gaps are left to fill: the client's own id, and the time that leads the content.
+        self._text = (
+            b'{"type":"MESSAGE_SEND","payload":{"conversation_id":"%b","client_message_id":"%b-%%08d","content":"%%020d%b"}}'
+            % (conversation_id.encode(), name.encode(), b"x" * (text_bytes - TIME_DIGITS))
+        )
+
+    def talk(self) -> None:
+        """Begin at the next tick."""
+        self._is_talking = True
+
+    def stop(self) -> None:
+        self._is_talking = False
+
+    def is_done(self) -> bool:
+        """Whether all that was sent is acked, and told as delivered to somebody."""
+        return not self._open and (not self.acknowledged or self.delivered_up_to >= self.acknowledged[-1])
+
+    def take(self, payloads: list[bytes], now_ns: int) -> bytes:
+        said = super().take(payloads, now_ns)
+        return said + self._talk_on(now_ns)
+
+    def tick(self, now_ns: int) -> bytes:
+        return super().tick(now_ns) + self._talk_on(now_ns)
+
+    def hear(self, frame: _Frame, now_ns: int) -> None:
+        if frame.type != "MESSAGE_ACK":
+            super().hear(frame, now_ns)
+        elif frame.payload.status == "sent":
+            self.acknowledged.append(frame.payload.message_id)
+            self._open -= 1
+        elif frame.payload.status == "delivered":
+            newest = max(receipt.message_id for receipt in frame.payload.receipts)
+            self.delivered_up_to = max(self.delivered_up_to, newest)
+
+    def _talk_on(self, now_ns: int) -> bytes:
+        said = b""
+        while self._is_talking and self._open < self._window:
+            self._open += 1
+            self._number += 1
+            said += masked_text(self._text % (self._number, now_ns))
+        return said
+
+
+class Echoed:
+    """Frames as large as a talker's, to a server that only sends them back; each that comes lets the next one go."""
+
+    def __init__(self, *, window: int, text_bytes: int) -> None:
+        self.echoes = 0
+        self._window = window
+        self._has_begun = False
+        self._frame = masked_text(b"x" * (text_bytes + FRAME_AROUND_TEXT_BYTES))
+
+    def take(self, payloads: list[bytes], now_ns: int) -> bytes:
+        self.echoes += len(payloads)
+        return self._frame * len(payloads)
+
+    def tick(self, now_ns: int) -> bytes:
+        if self._has_begun:
+            return b""
+        self._has_begun = True
+        return self._frame * self._window

@@ -1,0 +1,56 @@
+"""WebSocket frames by hand, from the client's side (RFC 6455 5.2): masked text out, unmasked frames in.
+
+Rule: only what a load needs; a server that says anything else than whole text frames ends the run.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TEXT: Final = 0x81
+PONG: Final = 0x8A
+CLOSE: Final = 0x88
+# A mask of zeros leaves the payload as it is and is a mask all the same: the server unmasks it like any other.
+MASK: Final = b"\0\0\0\0"
+
+
+class Torn(Exception):
+    """The server closed the connection, or said what no client expects."""
+
+
+def masked_text(payload: bytes) -> bytes:
+    """One text frame of a client."""
+    size = len(payload)
+    if size < 126:
+        head = bytes((TEXT, 0x80 | size))
+    elif size < 65536:
+        head = bytes((TEXT, 0x80 | 126)) + size.to_bytes(2, "big")
+    else:
+        head = bytes((TEXT, 0x80 | 127)) + size.to_bytes(8, "big")
+    return head + MASK + payload
+
+
+def split(data: bytes) -> tuple[list[bytes], bytes]:
+    """The payloads of the whole text frames in `data`, and the rest that waits for more. Raises Torn on a closing frame."""
+    payloads: list[bytes] = []
+    at, end = 0, len(data)
+    while end - at >= 2:
+        size, start = data[at + 1], at + 2
+        if size == 126:
+            size, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
+        elif size == 127:
+            size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
+        if start + size > end:
+            break
+        if data[at] == TEXT:
+            payloads.append(data[start : start + size])
+        elif data[at] != PONG:
+            raise Torn(_told(data[at], data[start : start + size]))
+        at = start + size
+    return payloads, data[at:]
+
+
+def _told(first: int, payload: bytes) -> str:
+    if first == CLOSE:
+        return f"closed {int.from_bytes(payload[:2], 'big')}: {payload[2:].decode(errors='replace')}"
+    return f"a frame that begins with {first:#x}"

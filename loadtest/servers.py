@@ -1,0 +1,98 @@
+"""What a run is pointed at, started for it alone: the whole server on fresh databases, or the databases alone, or an echo.
+
+Rule: the server under load is a process of its own, as in production: `uim serve`, fsync and append-only file on, limits off.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+from loadtest.people import Api
+from uim.cli.embedded import Servers, embedded_servers
+from uim.store import migrations
+
+STOP_WITHIN_S: Final = 20.0
+LIMITS_OFF: Final = {
+    "UIM_MESSAGES_PER_MINUTE": "0",
+    "UIM_MESSAGES_PER_HOUR": "0",
+    "UIM_REQUESTS_PER_SECOND": "0",
+    "UIM_REQUESTS_PER_MINUTE": "0",
+}
+
+
+@contextmanager
+def migrated_databases() -> Iterator[Servers]:
+    """PostgreSQL and Valkey on a fresh folder, with the schema."""
+    folder = Path(tempfile.mkdtemp(prefix="uim-load-"))
+    # PostgreSQL has an account of its own when we are root, and has to reach its data.
+    folder.chmod(0o755)
+    try:
+        with embedded_servers(folder / "data") as servers:
+            trio.run(migrations.migrate, servers.database_url)
+            yield servers
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def whole_server() -> Iterator[str]:
+    """A server that is ready; its URL."""
+    with migrated_databases() as servers, _listening() as public, _listening() as operations:
+        settings = LIMITS_OFF | {
+            "UIM_BIND": f"fd://{public.fileno()}",
+            "UIM_OPERATIONS_BIND": f"fd://{operations.fileno()}",
+            "UIM_DATABASE_URL": servers.database_url,
+            "UIM_REDIS_URL": servers.redis_url,
+            "UIM_JWT_KEYS": f"load:{secrets.token_hex(32)}",
+            "UIM_LOG_LEVEL": "WARN",
+        }
+        url = f"http://127.0.0.1:{public.getsockname()[1]}"
+        handed_over = (public.fileno(), operations.fileno())
+        with _process(["-m", "uim", "serve"], settings, handed_over) as pid:
+            # Were it open here too, a client of a server that ended would wait instead of being refused.
+            public.close()
+            with closing(Api(url)) as api:
+                api.call("GET", "/health/ready")
+            click.echo(f"uim serve is process {pid}, at {url}", err=True)
+            yield url
+
+
+@contextmanager
+def bare_echo() -> Iterator[str]:
+    """trio-websocket sending back what it gets, in a process of its own; its URL."""
+    with _listening() as listening, _process(["-m", "loadtest.echoing", str(listening.fileno())], {}, (listening.fileno(),)):
+        yield f"ws://127.0.0.1:{listening.getsockname()[1]}/"
+
+
+def _listening() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=512)
+
+
+@contextmanager
+def _process(arguments: list[str], settings: Mapping[str, str], handed_over: tuple[int, ...]) -> Iterator[int]:
+    """This Python with those arguments; ended by SIGTERM at the end, whatever happens."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("UIM_")} | dict(settings)
+    process = subprocess.Popen([sys.executable, *arguments], env=environ, pass_fds=handed_over, stdin=subprocess.DEVNULL)
+    try:
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
