@@ -14,19 +14,22 @@ from uuid import UUID
 from uim.store.postgres import Connection
 
 # A device's first connect begins where some device of the user has confirmed everything, 0 for a user's first.
+# `asked` is null where none was given: least() alone would pass over it and give the head, and skip all that is owed.
 _OPEN: Final = """
     with head as materialized (
         select coalesce((select message_id from messages order by message_id desc limit 1), 0) as id
+    ), wish as (
+        select case when %(asked)s::bigint is not null then least(%(asked)s::bigint, head.id) end as at from head
     ), known as (
         select last_synced_message_id as at from device_cursors where user_id = %(user_id)s and device_id = %(device_id)s
     ), others as (
         select max(last_synced_message_id) as at from device_cursors where user_id = %(user_id)s
     )
     insert into device_cursors as c (user_id, device_id, last_synced_message_id)
-    select %(user_id)s, %(device_id)s, coalesce(least(%(asked)s::bigint, head.id), others.at, 0) from head, others
+    select %(user_id)s, %(device_id)s, coalesce(wish.at, others.at, 0) from wish, others
     on conflict (user_id, device_id) do update set
         connection_no = c.connection_no + 1,
-        last_synced_message_id = coalesce(least(%(asked)s::bigint, (select id from head)), c.last_synced_message_id),
+        last_synced_message_id = coalesce((select at from wish), c.last_synced_message_id),
         connected_at = now(), updated_at = now()
     returning connection_no, last_synced_message_id, coalesce((select at from known), (select at from others), 0),
         (select id from head)"""
