@@ -34,7 +34,7 @@ class Outbox:
     """The server's half of one connection that is not the socket. Owned by its session.
 
     `sent`: every visible entry up to here is queued or written. `told`: the highest id that the device may confirm.
-    `confirmed`: the highest that it has. `fall_back()` and `cut(reason)` are the session's.
+    `confirmed`: the highest that it has. `is_ready`: SESSION_READY is queued. `fall_back()` and `cut(reason)` are the session's.
     """
 
     __slots__ = (
@@ -48,6 +48,7 @@ class Outbox:
         "cut",
         "device_id",
         "frames",
+        "is_ready",
         "live",
         "login_id",
         "pages",
@@ -82,6 +83,7 @@ class Outbox:
         self.frames: list[bytes] = []
         self.size = 0
         self.wake = trio.Event()
+        self.is_ready = False
         self.live = False
         self.closed = False
         self.sent = 0
@@ -147,6 +149,8 @@ class Outbox:
 
     def receipts(self, conversation_id: UUID, status: str, receipts: list[Receipt], **more: object) -> None:
         """Queue a receipts frame. Without room intervals are merged, so that none is left out."""
+        if not self.is_ready:
+            return  # SESSION_READY comes first; who reads the watermarks after it finds these there
         if self.size <= MAX_BYTES:
             self.push(frame("MESSAGE_ACK", {"status": status, "conversation_id": conversation_id, "receipts": receipts, **more}))
             return

@@ -123,8 +123,8 @@ async def acknowledge(session: Session, received: MessageAck) -> None:
     if said.status == "delivered":
         if said.message_id > session.outbox.told:
             raise invalid("message_id", "is above everything that this connection was sent")
-        if said.message_id >= session.outbox.confirmed:
-            session.house.receipts.confirmed(session.outbox, said.message_id)
+        # A lower one than before moves no cursor, but may confirm what has been sent again meanwhile.
+        session.house.receipts.confirmed(session.outbox, said.message_id)
         return
     if said.conversation_id is UNSET:
         raise invalid("conversation_id", "is required with status read")

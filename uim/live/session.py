@@ -168,21 +168,29 @@ class Session:
     # -- beginning --------------------------------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        """The device's cursor, SESSION_READY, and catching up from there. Waits while the database is away."""
-        while True:
-            try:
-                opened, behind = await self._open(self.hello.last_sync_id)
-                break
-            except UIMError as refused:
-                if refused.code != "unavailable":
-                    raise
-                await trio.sleep(DATABASE_REST_S)
+        """The device's cursor, SESSION_READY, and catching up from there."""
+        opened, behind = await self._open(self.hello.last_sync_id)
         self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
+        self.outbox.is_ready = True
         self.house.sessions.came(self.outbox, self._client_info)
         self.catch_up()
 
     async def _open(self, asked: int | None) -> tuple[cursors.Opened, int]:
-        """Raise this device's connection_no and set its cursor; what that skips counts as delivered."""
+        """Raise this device's connection_no and set its cursor; what that skips counts as delivered.
+
+        Waits while the database is away, and nothing is read from the client then: silence ends that.
+        """
+        # While the number is being raised, ours looks like that of an older connection to whoever reads the table.
+        self.outbox.connection_no = 0
+        while True:
+            try:
+                return await self._try_to_open(asked)
+            except UIMError as refused:
+                if refused.code != "unavailable":
+                    raise
+                await trio.sleep(DATABASE_REST_S)
+
+    async def _try_to_open(self, asked: int | None) -> tuple[cursors.Opened, int]:
         user_id = self.caller.user_id
         async with self.house.pool.connection() as tx:
             opened = await cursors.open_cursor(tx, user_id=user_id, device_id=self.outbox.device_id, asked=asked)
@@ -196,7 +204,7 @@ class Session:
         return opened, behind
 
     async def sync_from(self, last_sync_id: int, request_id: str) -> None:
-        """SYNC_REQUEST: rewind or skip, then pages that carry its request_id. Raises UIMError `unavailable`."""
+        """SYNC_REQUEST: rewind or skip, then pages that carry its request_id."""
         if self._catching_up is not None:
             self._catching_up.cancel()
         self.outbox.live = False
