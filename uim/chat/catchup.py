@@ -23,7 +23,8 @@ from uim.store.postgres import Pool
 from uim.wire.frames import message_object, raw_frame, sync_batch_payload
 
 PAGE_ENTRIES: Final = 100
-PAGE_BYTES: Final = 128 * 1024
+# 128 KiB, less what a frame puts around its entries.
+PAGE_BYTES: Final = 127 * 1024
 REST_S: Final = 0.5
 LOOK_AGAIN_S: Final = 0.05
 
