@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -191,6 +191,12 @@ class Person:
 Frame = dict[str, Any]
 
 
+def _set_event() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Device:
     """One connection, from the client's side. `entries` is its store, in the order they came; `cursor` as a client keeps it."""
@@ -206,6 +212,7 @@ class Device:
     _ws: trio_websocket.WebSocketConnection | None = None
     _news: trio.Event = field(default_factory=trio.Event)
     is_live: bool = False
+    _reading: trio.Event = field(default_factory=_set_event)
 
     async def run(
         self, url: str, headers: list[tuple[bytes, bytes]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -217,6 +224,7 @@ class Device:
             task_status.started()
             try:
                 while True:
+                    await self._reading.wait()
                     self._take(msgspec.json.decode(await ws.get_message()))
                     if self.confirms and self._to_confirm is not None:
                         at, self._to_confirm = self._to_confirm, None
@@ -228,6 +236,13 @@ class Device:
             self._news.set()
 
     _to_confirm: int | None = None
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the socket, as a reader that is asleep does, until `read_on`."""
+        self._reading = trio.Event()
+
+    def read_on(self) -> None:
+        self._reading.set()
 
     def _take(self, frame: Frame) -> None:
         payload = frame["payload"]
@@ -275,6 +290,22 @@ class Device:
         )
         answer = await self.expect(lambda frame: frame.get("request_id") == request_id)
         return {"type": answer["type"], **answer["payload"]}
+
+    async def say_many(self, conversation_id: str, contents: Sequence[str]) -> list[int]:
+        """Send texts without waiting between them; their message_ids once all are committed."""
+        wanted = {f"{uuid4()}": content for content in contents}
+        acks: dict[str, int] = {}
+
+        async def send_all() -> None:
+            for client_id, content in wanted.items():
+                await self.send("MESSAGE_SEND", conversation_id=conversation_id, content=content, client_message_id=client_id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all)
+            for _ in contents:
+                ack = (await self.expect("MESSAGE_ACK", status="sent"))["payload"]
+                acks[ack["client_message_id"]] = ack["message_id"]
+        return [acks[client_id] for client_id in wanted]
 
     # -- waiting ----------------------------------------------------------------------------------------------------------
 
