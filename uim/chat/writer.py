@@ -28,6 +28,7 @@ from uim.store.postgres import (
     DatabaseError,
     Deadlines,
     connect,
+    says_away,
 )
 
 T = TypeVar("T")
@@ -235,13 +236,13 @@ class Writer:
         while True:
             try:
                 outcomes = await messages.append(await self._connected(), [text.draft for text in batch])
-            except ConnectionLost as lost:
-                if not await self._may_repeat(min(text.give_up_at for text in batch), lost):
+            except DatabaseError as error:
+                if not says_away(error):
+                    await self._halve(batch, error)
+                    return
+                if not await self._may_repeat(min(text.give_up_at for text in batch), error):
                     self._refuse(batch)
                     return
-            except DatabaseError as poison:
-                await self._halve(batch, poison)
-                return
             else:
                 self._tell(batch, outcomes)
                 return
@@ -299,17 +300,17 @@ class Writer:
                         return
                     result = await verb.act(tx, append)
                     verb.tried.append(result)
-            except ConnectionLost as lost:
-                if not await self._may_repeat(verb.give_up_at, lost):
-                    verb.fail(unavailable())
-                    return
             except UIMError as refusal:
                 verb.fail(refusal)
                 return
-            except Exception as bug:
-                # The verb is its caller's code: the caller's own boundary reports it; the line goes on.
-                verb.fail(bug)
-                return
+            except Exception as error:
+                if not says_away(error):
+                    # The verb is its caller's code: the caller's own boundary reports it; the line goes on.
+                    verb.fail(error)
+                    return
+                if not await self._may_repeat(verb.give_up_at, error):
+                    verb.fail(unavailable())
+                    return
             else:
                 self._on_appended(append.entries)
                 verb.succeed(result)

@@ -231,6 +231,18 @@ class Pool:
             await tx.execute("select 1")
 
 
+def says_away(error: Exception) -> bool:
+    """True for an error after which another try may succeed: the connection is lost, the server is busy or going down.
+
+    False where a living server refuses this very statement: psycopg calls a broken limit (54…) or a wrong state (55…, but
+    for a lock that was not to be had) operational too, yet the same statement would fail for ever.
+    """
+    if not isinstance(error, ConnectionLost):
+        return False
+    state = getattr(error, "sqlstate", None) or ""
+    return state == "55P03" or state[:2] not in ("54", "55")
+
+
 def is_lost(error: BaseException) -> bool:
     """True for an error that says the database is away, as an exception of psycopg's or already as a refusal."""
     return isinstance(error, ConnectionLost) or (isinstance(error, UIMError) and error.code == "unavailable")
