@@ -9,8 +9,8 @@ import pytest
 import quart
 import trio
 import trio.testing
-from http_house import SEEN, SIGNED_IN, client_of, exchange, house_app, is_problem, serving
 
+from tests.http_house import SEEN, SIGNED_IN, client_of, exchange, house_app, is_problem, serving
 from uim.admission import Admission
 from uim.api.app import new_app
 from uim.api.connection import HttpFront

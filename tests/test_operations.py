@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from http_house import SEEN, SIGNED_IN, SOME_ID, client_of, house_app, is_problem
 from prometheus_client import CollectorRegistry
 
+from tests.http_house import SEEN, SIGNED_IN, SOME_ID, client_of, house_app, is_problem
 from uim.api.app import new_app
 from uim.api.operations import Checkup, add_public_health, free_memory, judge_free, operations_app
 from uim.metrics import Metrics

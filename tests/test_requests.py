@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from http_house import JSON, SEEN, SIGNED_IN, SOME_ID, Note, Page, client_of, exchange, house_app, is_problem, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.http_house import JSON, SEEN, SIGNED_IN, SOME_ID, Note, Page, client_of, exchange, house_app, is_problem, serving
 from uim.api.answers import to_json
 from uim.api.app import MAX_BODY_BYTES
 from uim.api.requests import parse_body, parse_query, path_id, path_number

@@ -122,9 +122,6 @@ async def test_a_page_needs_an_allowed_origin_to_open_the_socket_by_cookie(datab
         assert '"SESSION_READY"' in await first_words(server, cookie, (b"Origin", APP.encode()))
 
 
-@pytest.mark.xfail(
-    reason="trio-websocket keeps Host out of request.headers, so live/upgrade.py judges by an empty one", strict=True
-)
 async def test_the_servers_own_page_opens_the_socket_by_cookie(server: Server) -> None:
     cookie = await cookie_of_a_new_user(server)
     assert '"SESSION_READY"' in await first_words(server, cookie, (b"Origin", server.url.encode()))

@@ -88,7 +88,7 @@ class WebSocketFront:
         house = self._house
         hello = read_hello(request.path.partition("?")[2])
         check_app_version(hello, house.settings.least_app_version)
-        host = _header(request, b"host") or ""
+        host = request._event.host  # trio-websocket keeps Host out of `headers`, and says it nowhere else
         caller = await caller_of(
             house.logins,
             authorization=f"Bearer {hello.token}" if hello.token is not None else _header(request, b"authorization"),
