@@ -21,7 +21,7 @@ def measure(url: str, *, connections: int, window: int, seconds: float, text_byt
     try:
         for peer in peers:
             loop.connect(url, peer)
-        loop.run(seconds=WARM_UP_S)
+        loop.run(seconds=min(WARM_UP_S, seconds))
         echoes = -sum(peer.echoes for peer in peers)
         began_at, own_s = time.perf_counter(), -time.process_time()
         loop.run(seconds=seconds)

@@ -56,6 +56,8 @@ class Loop:
         self._selector.register(sock, selectors.EVENT_READ, connection)
         if received:
             self._take(connection, b"", time.perf_counter_ns())
+        # Those before it have been told things meanwhile, and have a second to confirm them.
+        self._serve_ready(0.0)
 
     def run(self, *, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Serve all peers for that long, or until `until()` holds, asked every 50 ms; tells whether it held. Raises Torn."""
@@ -70,8 +72,7 @@ class Loop:
                     return True
                 if now >= ends_at:
                     return False
-            for key, events in self._selector.select(max(0.0, next_tick - now)):
-                self._serve(key.data, events)
+            self._serve_ready(max(0.0, next_tick - now))
 
     def close(self) -> None:
         """Leave without a word; the server sees its clients gone."""
@@ -79,6 +80,10 @@ class Loop:
             connection.sock.close()
         self._connections.clear()
         self._selector.close()
+
+    def _serve_ready(self, wait_s: float) -> None:
+        for key, events in self._selector.select(wait_s):
+            self._serve(key.data, events)
 
     def _tick(self) -> None:
         now_ns = time.perf_counter_ns()

@@ -87,7 +87,7 @@ def _measured(url: str, parties: list[Party], seconds: float) -> tuple[Pace, Cou
         _go_live(loop, url, parties)
         for talker in talkers:
             talker.talk()
-        loop.run(seconds=WARM_UP_S)
+        loop.run(seconds=min(WARM_UP_S, seconds))
         pace = _measure(loop, devices, talkers, seconds)
         _settle(loop, parties)
     finally:
