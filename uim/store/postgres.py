@@ -20,7 +20,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
 
-from uim.errors import UIMError, unavailable
+from uim.errors import unavailable
 
 CHECK_AFTER_IDLE_S: Final = 30.0
 CANCEL_WITHIN_S: Final = 1.0
@@ -241,8 +241,3 @@ def says_away(error: Exception) -> bool:
         return False
     state = getattr(error, "sqlstate", None) or ""
     return state == "55P03" or state[:2] not in ("54", "55")
-
-
-def is_lost(error: BaseException) -> bool:
-    """True for an error that says the database is away, as an exception of psycopg's or already as a refusal."""
-    return isinstance(error, ConnectionLost) or (isinstance(error, UIMError) and error.code == "unavailable")
