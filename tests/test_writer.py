@@ -76,7 +76,10 @@ async def test_poison_is_halved_until_it_stands_alone_and_the_others_are_stored_
 async def test_whatever_the_error_is_called_poison_does_not_stop_the_line(scene: Scene, sqlstate: str) -> None:
     await scene.desk.run(
         f"""create function spit() returns trigger language plpgsql as
-            $$ begin if new.content = 'poison' then raise exception 'no' using errcode = '{sqlstate}'; end if; return new; end $$"""
+            $$ begin
+                if new.content = 'poison' then raise exception 'no' using errcode = '{sqlstate}'; end if;
+                return new;
+            end $$"""
     )
     await scene.desk.run("create trigger spit before insert on messages for each row execute function spit()")
     drafts = [text(scene.pair, scene.alice, content=content) for content in ("one", "poison", "two")]
