@@ -18,6 +18,7 @@ from uim.chat.outbox import MAX_UNCONFIRMED, Outbox
 from uim.errors import UIMError, invalid
 from uim.model.ids import rfc3339
 from uim.store.cursors import Opened
+from uim.wire.codec import field_of
 from uim.wire.frames import (
     MAX_CONTENT_CHARS,
     MAX_FRAME_IN_BYTES,
@@ -27,6 +28,7 @@ from uim.wire.frames import (
     check_text,
     frame,
 )
+from uim.wire.queries import values_of
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,10 +53,10 @@ def read_hello(query: str) -> Hello:
             raise invalid(name, "is given twice")
         given[name] = check_text(value, name)
     try:
-        return msgspec.convert(given, Hello, strict=False)
+        return values_of(given, Hello)
     except msgspec.ValidationError as wrong:
-        why, _, path = str(wrong).partition(" - at `$.")
-        raise invalid(path.rstrip("`") or "query", why) from None
+        why, field = field_of(str(wrong))
+        raise invalid(field or "query", why) from None
 
 
 def check_app_version(hello: Hello, least: str | None) -> None:
