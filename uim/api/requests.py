@@ -18,11 +18,14 @@ from quart import request
 
 from uim.api.answers import Invalid
 from uim.errors import UIMError, not_found
+from uim.wire.queries import StructT, values_of
 
 T = TypeVar("T")
 
 MAX_MESSAGE_ID: Final = 2**53 - 1
 MAX_QUERY_FIELDS: Final = 32
+# A name or a value as long as the request must not come back in full, twice over.
+MAX_TOLD_CHARS: Final = 200
 _MISPLACED: Final = re.compile(r"^(?P<why>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _NAMED: Final = re.compile(r"^Object (?P<what>missing required|contains unknown) field `(?P<name>[^`]*)`$", re.DOTALL)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -108,38 +111,38 @@ def _texts(document: Any) -> Iterator[tuple[str, str]]:
 
 
 def _printable(path: str) -> str:
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", path).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:200]
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", path).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:MAX_TOLD_CHARS]
 
 
 def _field_errors(text: str) -> dict[str, str]:
     """msgspec's words, "Expected `str`, got `int` - at `$.x.y`", as {"x.y": "Expected `str`, got `int`"}."""
     found = _MISPLACED.match(text)
     if found is None:
-        return {"": text}
+        return {"": text[:MAX_TOLD_CHARS]}
     # "[...]" is msgspec's "somewhere", where it decodes without a type.
     path, why = (found["path"] or "").lstrip(".").replace("[...]", ""), found["why"]
     named = _NAMED.match(why)
     if named is None:
-        return {path: why}
+        return {_printable(path): why[:MAX_TOLD_CHARS]}
     name = f"{path}.{named['name']}" if path else named["name"]
-    return {name: "is required" if named["what"] == "missing required" else "is not known here"}
+    return {_printable(name): "is required" if named["what"] == "missing required" else "is not known here"}
 
 
-def read_query(type: type[T]) -> T:
+def read_query(type: type[StructT]) -> StructT:
     """This request's query parameters as a `type`; each at most once, none unknown, else 422."""
     return parse_query(request.query_string, type)
 
 
-def parse_query(query: bytes, type: type[T]) -> T:
+def parse_query(query: bytes, type: type[StructT]) -> StructT:
     """The same for bytes at hand."""
     fields: dict[str, str] = {}
     for name, value in _query_pairs(query):
         if name in fields:
-            raise Invalid({name: "is given more than once"})
+            raise Invalid({_printable(name): "is given more than once"})
         fields[name] = value
     _refuse_bad_text(fields)
     try:
-        return msgspec.convert(fields, type, strict=False)
+        return values_of(fields, type)
     except msgspec.ValidationError as error:
         raise Invalid(_field_errors(str(error))) from None
 
