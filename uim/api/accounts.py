@@ -16,6 +16,7 @@ import msgspec
 import quart
 from msgspec import UNSET, UnsetType
 from quart import Response, request
+from werkzeug.datastructures import Headers
 
 from uim.api.answers import Invalid, answer
 from uim.api.routes import Routes
@@ -108,15 +109,20 @@ class SignInDoor:
         headers = asking.headers
         return await caller_of(
             self.logins,
-            authorization=headers.get("Authorization"),
+            authorization=_whole(headers, "Authorization"),
             cookie=headers.get("Cookie"),
-            origin=headers.get("Origin"),
+            origin=_whole(headers, "Origin"),
             method=asking.method,
             allowed=self.allowed(asking),
         )
 
     def allowed(self, asking: quart.Request) -> Callable[[str], bool]:
         return self.origins.judge(scheme=asking.scheme, host=asking.headers.get("Host", ""))
+
+
+def _whole(headers: Headers, name: str) -> str | None:
+    """A header that comes once at most; given twice it is neither of the two, for a proxy before us may have judged the other."""
+    return ", ".join(headers.getlist(name)) if name in headers else None
 
 
 def peer_address(asking: quart.Request) -> str:
@@ -196,7 +202,7 @@ def _add_sign_in(
         if token is None:
             raise invalid_refresh_token()
         if by_cookie:
-            check_origin(request.headers.get("Origin"), door.allowed(request))
+            check_origin(_whole(request.headers, "Origin"), door.allowed(request))
         return await signed_in(accounts.refresh(token), 200, by_cookie=by_cookie)
 
     @routes.route("POST", "/api/auth/logout", summary="End this login")

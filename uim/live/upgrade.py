@@ -103,10 +103,9 @@ class WebSocketFront:
 
 
 def _header(request: WebSocketRequest, name: bytes) -> str | None:
-    for key, value in request.headers:
-        if key.lower() == name:
-            return value.decode("latin-1")
-    return None
+    # Given twice, it is neither of the two: a proxy before us may have judged the other.
+    values = [value.decode("latin-1") for key, value in request.headers if key.lower() == name]
+    return ", ".join(values) if values else None
 
 
 async def _refuse(request: WebSocketRequest, refusal: UIMError) -> None:
