@@ -26,16 +26,20 @@ MESSAGES = "/api/conversations/{conversation_id}/messages"
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One entry of the log as the caller sees it."""
+    """One entry of the log as the caller sees it. Entries of type `account` are one's own, and come by sync alone.
+
+    `deleted`: taken back for everyone, the content is "". `hidden`: deleted by the caller for themselves; then there are only
+    the ids and the seq.
+    """
 
     message_id: int
     conversation_id: UUID
     seq: int
-    sender_id: UUID
-    content: str
-    message_type: Literal["text", "system", "deletion"]
-    created_at: str
-    metadata: dict[str, str | int]
+    sender_id: UUID | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    message_type: Literal["text", "system", "deletion", "account"] | UnsetType = UNSET
+    created_at: str | UnsetType = UNSET
+    metadata: dict[str, str | int] | UnsetType = UNSET
     client_message_id: str | UnsetType = UNSET
     deleted: bool | UnsetType = UNSET
     hidden: bool | UnsetType = UNSET

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from quart import Response
 
+from uim.api.messages import Message
 from uim.api.routes import Routes
 from uim.chat.catchup import PAGE_ENTRIES
 from uim.chat.house import House
+from uim.model.conversation import ConversationView
 from uim.model.person import Caller
 from uim.store import cursors, receipts
 from uim.wire.frames import ClientId, MessageId
@@ -25,8 +27,18 @@ class SyncQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=PAGE_ENTRIES)] = PAGE_ENTRIES
 
 
+class SyncBatch(msgspec.Struct, frozen=True):
+    """Confirm next_sync_id by giving it as last_sync_id the next time. `truncated`: entries before the horizon are gone."""
+
+    messages: list[Message]
+    conversations: list[ConversationView]
+    next_sync_id: int
+    has_more: bool
+    truncated: bool | UnsetType = UNSET
+
+
 def add_sync(routes: Routes, house: House) -> None:
-    @routes.route("GET", "/api/sync", query=SyncQuery, summary="The log after a cursor, as SYNC_BATCH")
+    @routes.route("GET", "/api/sync", query=SyncQuery, answers=SyncBatch, summary="The log after a cursor, as SYNC_BATCH")
     async def sync(caller: Caller, query: SyncQuery) -> Response:
         after = query.last_sync_id or 0
         if query.device_id is not None:
