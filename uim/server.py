@@ -32,6 +32,7 @@ from uim.api.accounts import SignInDoor, add_accounts
 from uim.api.app import new_app
 from uim.api.connection import HttpFront
 from uim.api.conversations import add_conversation_routes
+from uim.api.deletion import add_deletion_routes
 from uim.api.messages import add_message_routes
 from uim.api.openapi import add_openapi
 from uim.api.operations import Checkup, add_public_health, operations_app
@@ -182,6 +183,7 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
     add_people(routes, house.people)
     add_conversation_routes(routes, conversations=house.conversations)
     add_message_routes(routes, history=house.history, writer=house.writer, receipts=house.receipts)
+    add_deletion_routes(routes, house.deletion)
     add_sync(routes, house)
     add_openapi(routes, title="UIM", version=__version__)
     register(app, routes, authenticate=door.authenticate, on_signed_in=admission.signed_in)

@@ -18,9 +18,9 @@ from uim.chat.outbox import Outbox
 from uim.chat.tailer import Tailer
 from uim.errors import UIMError
 from uim.model.message import Entry
-from uim.store import conversations, messages
+from uim.store import conversations, deletion, messages
 from uim.store.postgres import Pool
-from uim.wire.frames import message_object, raw_frame, sync_batch_payload
+from uim.wire.frames import hidden_object, message_object, raw_frame, sync_batch_payload
 
 PAGE_ENTRIES: Final = 100
 # 128 KiB, less what a frame puts around its entries.
@@ -56,8 +56,9 @@ class CatchUp:
             page = await messages.page_after(tx, user_id=user_id, after=after, limit=limit)
             changed = list({entry.conversation_id for entry in page.entries if _makes_or_changes(entry)})
             views = await conversations.views(tx, user_id=user_id, conversation_ids=changed) if changed else {}
+            hidden = await deletion.hidden_of(tx, user_id=user_id, message_ids=[entry.message_id for entry in page.entries])
         objects = {conversation_id: msgspec.json.encode(view) for conversation_id, view in views.items()}
-        return _bounded(page, objects, user_id)
+        return _bounded(page, objects, user_id, hidden)
 
     async def run(self, outbox: Outbox, request_id: str | None = None) -> None:
         """Bring a connection from `outbox.sent` to live. Returns once it is live, or closed. Waits while the database is away."""
@@ -94,13 +95,14 @@ def _makes_or_changes(entry: Entry) -> bool:
     return entry.message_type == "system" or (entry.seq == 1 and entry.message_type == "text")
 
 
-def _bounded(page: messages.Page, objects: dict[UUID, bytes], user_id: UUID) -> Batch:
+def _bounded(page: messages.Page, objects: dict[UUID, bytes], user_id: UUID, hidden: frozenset[int]) -> Batch:
     """Cut a page where it grows over PAGE_BYTES, counting each conversation's object with the first entry that needs it."""
     encoded: list[bytes] = []
     shown: dict[UUID, bytes] = {}
     size = 0
     for entry in page.entries:
-        text = message_object(entry, own=entry.sender_id == user_id)
+        # What everybody gets is encoded once; what this user has hidden is a small object of its own.
+        text = hidden_object(entry) if entry.message_id in hidden else message_object(entry, own=entry.sender_id == user_id)
         view = objects.get(entry.conversation_id, b"") if entry.conversation_id not in shown and _makes_or_changes(entry) else b""
         if encoded and size + len(text) + len(view) > PAGE_BYTES:
             kept = page.entries[: len(encoded)]

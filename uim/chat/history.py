@@ -16,9 +16,9 @@ from msgspec import Meta
 from uim.errors import UIMError, not_found
 from uim.model.ids import MAX_MESSAGE_ID
 from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
-from uim.store import conversations, history
+from uim.store import conversations, deletion, history
 from uim.store.postgres import Connection, Pool
-from uim.wire.frames import message_object
+from uim.wire.frames import hidden_object, message_object
 from uim.wire.paging import cursor_of, mark_of
 
 
@@ -75,7 +75,11 @@ class History:
             else:
                 entries, next_mark = await look.down(before if before is not None else MAX_MESSAGE_ID + 1)
             counts = await history.delivery_counts(tx, sender_id=user_id, conversation_id=conversation_id, entries=entries)
-        items = [_shown(entry, user_id, counts.get(entry.message_id)) for entry in entries]
+            hidden = await deletion.hidden_of(tx, user_id=user_id, message_ids=[entry.message_id for entry in entries])
+        items = [
+            hidden_object(entry) if entry.message_id in hidden else _shown(entry, user_id, counts.get(entry.message_id))
+            for entry in entries
+        ]
         return HistoryPage(items, cursor_of(next_mark) if next_mark is not None else None)
 
     async def message(self, *, user_id: UUID, conversation_id: UUID, message_id: int) -> bytes:
@@ -86,6 +90,8 @@ class History:
             entry = await history.entry(tx, user_id=user_id, conversation_id=conversation_id, message_id=message_id)
             if entry is None:
                 raise not_found("no such message")
+            if await deletion.hidden_of(tx, user_id=user_id, message_ids=[message_id]):
+                return hidden_object(entry)
             own = history.is_own(entry, user_id)
             status = await history.delivery_status(tx, sender_id=user_id, entry=entry) if own else None
         return _shown(entry, user_id, status)

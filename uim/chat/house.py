@@ -16,6 +16,7 @@ from uim.chat.bus import Bus
 from uim.chat.callers import Origins
 from uim.chat.catchup import CatchUp
 from uim.chat.conversations import Conversations
+from uim.chat.deletion import Deletion
 from uim.chat.history import History
 from uim.chat.logins import Logins
 from uim.chat.memberships import Memberships
@@ -58,6 +59,7 @@ class House:
     people: People
     conversations: Conversations
     history: History
+    deletion: Deletion
 
 
 def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> House:
@@ -131,4 +133,5 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         people=People(pool),
         conversations=Conversations(pool, writer, on_made),
         history=History(pool),
+        deletion=Deletion(writer),
     )

@@ -7,6 +7,7 @@ anyway, together with the logins that ended and the devices that connected latel
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -139,8 +140,17 @@ class Tailer:
                 outbox.offer(entry)
         self.ring.append(entry)
         self.position = entry.message_id
+        if entry.message_type == "deletion":
+            self._take_back(entry)
         if entry.message_type == "system":
             self._announce(entry)
+
+    def _take_back(self, deletion: Entry) -> None:
+        """What was deleted for everyone leaves the ring too; those who catch up from it get what the database would give."""
+        target_id = deletion.event["target_message_id"]
+        at = bisect_left(self.ring, target_id, key=lambda held: held.message_id)
+        if self.ring[at].message_id == target_id:
+            self.ring[at].blank()
 
     def _announce(self, entry: Entry) -> None:
         """A changed conversation is told to its members (with its object, loaded later), its end to who is out."""

@@ -60,12 +60,16 @@ class Append:
         self._key = key
         self.entries: list[Entry] = []
 
+    def next_key(self) -> UUID:
+        """The key of the verb's next entry, for one that a function in schema/ appends; put that into `entries`."""
+        return entry_key(self._key, len(self.entries))
+
     async def __call__(self, *, conversation_id: UUID, sender_id: UUID, message_type: str, event: Mapping[str, object]) -> Entry:
         entry = await messages.append_own(
             self._tx,
             conversation_id=conversation_id,
             sender_id=sender_id,
-            server_key=entry_key(self._key, len(self.entries)),
+            server_key=self.next_key(),
             message_type=message_type,
             metadata=msgspec.json.encode(event).decode(),
         )

@@ -68,6 +68,11 @@ class Entry:
         self.live: bytes | None = None
         self.live_own: bytes | None = None
 
+    def blank(self) -> None:
+        """Taken back for everyone: forget the content, and every encoding that holds it."""
+        self.content, self.metadata, self.deleted = "", None, True
+        self.others = self.own = self.live = self.live_own = None
+
     def __repr__(self) -> str:
         return f"<Entry {self.message_id} {self.message_type} in {self.conversation_id} seq {self.seq}>"
 

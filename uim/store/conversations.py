@@ -19,7 +19,7 @@ from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import Entry
 from uim.store.messages import COLUMNS
 from uim.store.postgres import Connection
-from uim.wire.frames import message_object
+from uim.wire.frames import hidden_object, message_object
 
 # Counted to the limit and no further: an unread counter that is stored is one that is wrong some day.
 _UNREAD: Final = f"""
@@ -31,6 +31,9 @@ _UNREAD: Final = f"""
                 and text.message_id > p.last_read_message_id and text.message_id >= s.joined_message_id
                 and text.message_id <= coalesce(s.left_message_id, {MAX_MESSAGE_ID})
                 and text.message_type = 'text' and text.sender_id <> p.user_id and text.deleted_at is null
+                and not exists (
+                    select from hidden_messages h where h.user_id = p.user_id and h.message_id = text.message_id
+                )
             limit {UNREAD_LIMIT}
         ) waiting
         where s.conversation_id = p.conversation_id and s.user_id = p.user_id
@@ -42,7 +45,8 @@ _UNREAD: Final = f"""
 # are looked up one by one: joined, they may be read by user, and one with a thousand conversations would be read fifty times.
 _FACES: Final = f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
-        c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number, {COLUMNS}
+        c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number,
+        exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id), {COLUMNS}
     from unnest(%(conversations)s::uuid[], %(viewers)s::uuid[]) as g (conversation_id, user_id)
     cross join lateral (
         select seat.* from conversation_participants seat
@@ -115,7 +119,24 @@ async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tup
     cursor = await tx.execute(_FACES, columns, binary=True, prepare=True)
     faces = await cursor.fetchall()
     members = await _members(tx, list({face[4] for face in faces}))
-    return {(face[4], face[0]): _view(face, members.get(face[4], [])) for face in faces}
+    blocks = await _blocks(tx, list({face[0] for face in faces}))
+    return {(face[4], face[0]): _view(face, members.get(face[4], []), blocks) for face in faces}
+
+
+_Blocks = frozenset[tuple[UUID, UUID]]
+
+
+async def _blocks(tx: Connection, viewers: list[UUID]) -> _Blocks:
+    """Every block that has to do with these viewers, as (one, other) both ways round."""
+    cursor = await tx.execute(
+        """select user_id, blocked_id from blocks where user_id = any(%(viewers)s)
+            union all select user_id, blocked_id from blocks where blocked_id = any(%(viewers)s)""",
+        {"viewers": viewers},
+        binary=True,
+        prepare=True,
+    )
+    found = [(row[0], row[1]) for row in await cursor.fetchall()]
+    return frozenset(found) | frozenset([(blocked, blocking) for blocking, blocked in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +146,14 @@ class _Member:
     shows_reads: bool
     open: Participant
     discreet: Participant
+
+    def seen(self, viewer_id: UUID, viewer_shows_reads: bool, blocks: _Blocks) -> Participant:
+        is_open = self.open.user_id == viewer_id or (viewer_shows_reads and self.shows_reads)
+        shown = self.open if is_open else self.discreet
+        if (viewer_id, shown.user_id) in blocks:
+            # Across a block, either way, only the names.
+            return msgspec.structs.replace(shown, avatar_url=None)
+        return shown
 
 
 async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, list[_Member]]:
@@ -137,10 +166,10 @@ async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, l
     return members
 
 
-def _view(face: tuple[Any, ...], members: list[_Member]) -> ConversationView:
+def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks) -> ConversationView:
     viewer_id, role, last_read, viewer_shows_reads = face[:4]
-    conversation_id, kind, name, created_by, created_at, updated_at, number = face[4:11]
-    last = Entry(*face[11:]) if face[11] is not None else None
+    conversation_id, kind, name, created_by, created_at, updated_at, number, is_hidden = face[4:12]
+    last = Entry(*face[12:]) if face[12] is not None else None
     return ConversationView(
         conversation_id=conversation_id,
         type=kind,
@@ -149,14 +178,15 @@ def _view(face: tuple[Any, ...], members: list[_Member]) -> ConversationView:
         created_at=rfc3339(created_at),
         updated_at=rfc3339(updated_at),
         role=role,
-        participants=[
-            member.open if member.open.user_id == viewer_id or (viewer_shows_reads and member.shows_reads) else member.discreet
-            for member in members
-        ],
-        last_message=msgspec.Raw(message_object(last, own=last.sender_id == viewer_id)) if last is not None else None,
+        participants=[member.seen(viewer_id, viewer_shows_reads, blocks) for member in members],
+        last_message=_last_message(last, viewer_id, is_hidden) if last is not None else None,
         unread_count=number,
         last_read_message_id=last_read,
     )
+
+
+def _last_message(last: Entry, viewer_id: UUID, is_hidden: bool) -> msgspec.Raw:
+    return msgspec.Raw(hidden_object(last) if is_hidden else message_object(last, own=last.sender_id == viewer_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,12 @@ def message_object(entry: Entry, *, own: bool) -> bytes:
     return entry.own
 
 
+def hidden_object(entry: Entry) -> bytes:
+    """A message for the one who has deleted it for themselves: its place alone, so that no page has a hole."""
+    place = {"message_id": entry.message_id, "conversation_id": entry.conversation_id, "seq": entry.seq, "hidden": True}
+    return msgspec.json.encode(place)
+
+
 def websocket_text(payload: bytes) -> bytes:
     """One unmasked, unfragmented WebSocket text frame (RFC 6455 5.2): what a server sends is alike for every client."""
     size = len(payload)
