@@ -127,11 +127,17 @@ async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -
 async def count_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> int:
     """How many entries above `after` this user may see, counted to `limit`."""
     cursor = await tx.execute(
+        # Stay by stay, or everybody else's entries since the cursor would be read too.
         """select count(*) from (
             select from participations s
-            join messages m on m.conversation_id = s.conversation_id and m.message_id > %(after)s
-                and m.message_id >= s.joined_message_id and m.message_id <= coalesce(s.left_message_id, 9007199254740991)
-            where s.user_id = %(user_id)s limit %(limit)s) visible""",
+            cross join lateral (
+                select from messages m
+                where m.conversation_id = s.conversation_id and m.message_id > %(after)s
+                    and m.message_id >= s.joined_message_id and m.message_id <= coalesce(s.left_message_id, 9007199254740991)
+                limit %(limit)s
+            ) found
+            where s.user_id = %(user_id)s and (s.left_message_id is null or s.left_message_id > %(after)s)
+            limit %(limit)s) visible""",
         {"user_id": user_id, "after": after, "limit": limit},
         binary=True,
     )
