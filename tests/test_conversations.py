@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,7 +20,7 @@ from tests.rooms import Rooms, roles, rooms_on, rows_touched
 from uim.errors import UIMError
 from uim.model.conversation import ConversationView, Removed, Seat, heir_of, may_remove
 from uim.model.ids import rfc3339
-from uim.store import conversations
+from uim.store import conversations, seats
 from uim.wire.paging import mark_of
 
 
@@ -215,6 +216,53 @@ async def test_the_account_conversation_is_nowhere(rooms: Rooms) -> None:
     await refused("not_found", rooms.conversations.view(**me))
     await refused("not_found", rooms.conversations.delete(**me))
     await refused("not_found", rooms.history.page(**me, limit=50))
+
+
+async def test_an_owner_leaves_by_handing_over_first_and_the_last_one_ends_the_group(rooms: Rooms) -> None:
+    ada, bob, cyd = await rooms.people("ada", "bob", "cyd")
+    tea = await rooms.group(ada, bob, cyd)
+    await rooms.conversations.change_role(user_id=ada, conversation_id=tea, target_id=cyd, role="admin")
+    for leaver in (ada, cyd, bob):
+        await rooms.conversations.remove(user_id=leaver, conversation_id=tea, target_id=leaver)
+    assert (await rooms.told(tea))[4:] == [
+        "ada: role_changed role=owner user_id=cyd",
+        "ada: participant_left user_id=ada",
+        "cyd: role_changed role=owner user_id=bob",
+        "cyd: participant_left user_id=cyd",
+        "bob: participant_left user_id=bob",
+    ]
+    async with rooms.pool.transaction() as tx:
+        assert await seats.locked(tx, tea) is None
+
+
+async def test_a_verb_that_changes_nothing_appends_nothing(rooms: Rooms) -> None:
+    ada, bob, cyd = await rooms.people("ada", "bob", "cyd")
+    me: dict[str, Any] = {"user_id": ada, "conversation_id": await rooms.group(ada, bob, cyd, name="Tea")}
+    before = (len(rooms.appended), await rooms.view(**me))
+    await rooms.conversations.rename(**me, name="Tea")
+    await rooms.conversations.add(**me, user_ids=[bob, cyd])
+    await rooms.conversations.change_role(**me, target_id=bob, role="member")
+    await rooms.conversations.change_role(**me, target_id=ada, role="owner")
+    assert (len(rooms.appended), await rooms.view(**me)) == before
+
+
+async def test_a_verb_locks_the_seats_in_order_those_of_ex_members_too(rooms: Rooms) -> None:
+    lowest, *higher = sorted(await rooms.people("ada", "bob", "cyd", "dan"))
+    tea = await rooms.group(higher[0], lowest, *higher[1:])
+    await rooms.conversations.remove(user_id=lowest, conversation_id=tea, target_id=lowest)
+    bring_back = partial(rooms.conversations.add, user_id=higher[0], conversation_id=tea, user_ids=[lowest])
+    lock = "select from conversation_participants where conversation_id = %s and user_id = %s for update nowait"
+    waiting = "select from pg_stat_activity where application_name = 'uim writer' and wait_event_type = 'Lock'"
+    async with trio.open_nursery() as nursery, rooms.pool.connection() as watcher, rooms.pool.transaction() as tx:
+        # As receipts do, from the lowest on.
+        await tx.execute(lock, (tea, lowest))
+        nursery.start_soon(bring_back)
+        with trio.fail_after(10):
+            while await (await watcher.execute(waiting)).fetchone() is None:
+                await trio.lowlevel.checkpoint()
+        for user_id in higher:
+            await tx.execute(lock, (tea, user_id))
+    assert len((await rooms.view(lowest, tea)).participants) == 4
 
 
 async def test_verbs_of_groups_do_not_touch_a_one_on_one(rooms: Rooms) -> None:

@@ -200,9 +200,30 @@ async def test_a_receipt_counts_only_where_its_giver_may_see_the_message(rooms: 
     await rooms.say(ada, tea, "behind his back")
     await rooms.conversations.add(user_id=ada, conversation_id=tea, user_ids=[bob])
     after = await rooms.say(ada, tea, "after")
-    # One interval from the beginning to here, over what he never saw.
     await rooms.confirm(bob, tea, read=after.message_id)
-    assert await counts(rooms, ada, tea) == {"before": (1, 1), "behind his back": (0, 0), "after": (1, 1)}
+    expected = {"before": (1, 1), "behind his back": (0, 0), "after": (1, 1)}
+    assert await counts(rooms, ada, tea) == expected
+    # Even if one interval went over what he never saw.
+    await rooms.run("delete from receipts")
+    for kind in ("delivered", "read"):
+        await rooms.run(
+            "insert into receipts (conversation_id, user_id, kind, after, up_to, at) values (%s, %s, %s, 0, %s, now())",
+            tea,
+            bob,
+            kind,
+            after.message_id,
+        )
+    assert await counts(rooms, ada, tea) == expected
+
+
+async def test_what_was_read_in_hiding_stays_hidden(rooms: Rooms) -> None:
+    ada, bob = await rooms.people("ada", "bob")
+    pair = await rooms.pair(ada, bob)
+    shows = "update users set read_receipts = %s where user_id = %s"
+    for word, shown in (("one", True), ("two", False), ("three", True)):
+        await rooms.run(shows, shown, bob)
+        await rooms.confirm(bob, pair, read=(await rooms.say(ada, pair, word)).message_id)
+    assert await counts(rooms, ada, pair) == {"one": (1, 1), "two": (1, 0), "three": (1, 1)}
 
 
 async def test_random_receipts_are_counted_as_a_plain_reading_of_them_says(rooms: Rooms) -> None:

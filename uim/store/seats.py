@@ -88,7 +88,7 @@ async def seat(tx: Connection, conversation_id: UUID, stays: dict[UUID, tuple[st
             select %s, g.user_id, g.role, statement_timestamp(), statement_timestamp()
             from unnest(%s::uuid[], %s::text[]) with ordinality as g (user_id, role, ord) order by g.ord
             on conflict (conversation_id, user_id) do update set role = excluded.role, joined_at = excluded.joined_at,
-                left_at = null, hidden_up_to = null, changed_at = excluded.changed_at""",
+                left_at = null, changed_at = excluded.changed_at""",
         (conversation_id, users, [stays[user][0] for user in users]),
     )
     await tx.execute(
