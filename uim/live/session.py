@@ -131,8 +131,8 @@ class Session:
                 continue
             try:
                 frame = codec.decode(text)
-            except Malformed:
-                self._count_malformed()
+            except Malformed as malformed:
+                self._count_malformed(malformed.request_id)
             except Refused as refused:
                 self.outbox.push(
                     error_frame(refused.error, request_id=refused.request_id, client_message_id=refused.client_message_id)
@@ -239,14 +239,15 @@ class Session:
 
     # -- ending -----------------------------------------------------------------------------------------------------------
 
-    def _count_malformed(self) -> None:
+    def _count_malformed(self, request_id: str | None = None) -> None:
         now = trio.current_time()
         self._malformed_at = [at for at in self._malformed_at if now - at < MALFORMED_WITHIN_S]
         self._malformed_at.append(now)
         if len(self._malformed_at) > MALFORMED_ALLOWED:
             self.cut(Cut.BAD_FRAMES)
         else:
-            self.outbox.push(error_frame(UIMError("bad_request", "a frame is a JSON object with a type and a payload")))
+            refusal = UIMError("bad_request", "a frame is a JSON object with a type and a payload")
+            self.outbox.push(error_frame(refusal, request_id=request_id))
 
     async def _say_goodbye(self) -> None:
         """What still waits, then the closing frame. A torn stream, or a peer that is slow even now, is hung up on."""

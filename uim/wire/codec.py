@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final
+from typing import Any, Final, NoReturn, get_args
 
 import msgspec
 
 from uim.errors import UIMError, invalid
 from uim.wire.frames import ClientFrame
 
-KNOWN_TYPES: Final = frozenset({"HEARTBEAT_PING", "MESSAGE_SEND", "MESSAGE_ACK", "SYNC_REQUEST"})
+KNOWN_TYPES: Final = frozenset(kind.__struct_config__.tag for kind in get_args(ClientFrame))
+# A name or a value as long as its frame must not come back in full, twice over.
+MAX_TOLD_CHARS: Final = 200
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 _FIELD: Final = re.compile(r" - at `\$\.?(?:payload\.?)?([^`]*)`$")
 _NAMED: Final = re.compile(r"field `([^`]+)`")
 
 
 class Malformed(Exception):
-    """Text that is no frame at all."""
+    """Text that is no frame at all; `request_id` where it is at least an object that has one."""
+
+    def __init__(self, why: str, request_id: str | None = None) -> None:
+        super().__init__(why)
+        self.request_id = request_id
 
 
 class Refused(Exception):
@@ -41,7 +48,11 @@ def field_of(message: str) -> tuple[str, str | None]:
     why = message[: found.start()] if found else message
     path = found.group(1) if found else ""
     parts = [part for part in (path, named.group(1) if named else "") if part]
-    return why, ".".join(parts) or None
+    return why[:MAX_TOLD_CHARS], _sayable(".".join(parts)) or None
+
+
+def _sayable(path: str) -> str:
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", path)[:MAX_TOLD_CHARS]
 
 
 class Codec:
@@ -53,37 +64,46 @@ class Codec:
     def decode(self, text: str) -> ClientFrame:
         """The frame, or Malformed, or Refused."""
         try:
-            return self._decoder.decode(text)
+            frame = self._decoder.decode(text)
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as complaint:
-            raise self._explained(text, complaint) from None
+            raise self._explained(text, str(complaint)) from None
+        # The one text that every answer gives back, whatever the frame was.
+        if frame.request_id is not None and "\0" in frame.request_id:
+            raise self._explained(text, "must not contain NUL - at `$.request_id`")
+        return frame
 
-    def _explained(self, text: str, complaint: Exception) -> Malformed | Refused:
+    def _explained(self, text: str, complaint: str) -> Malformed | Refused:
         try:
-            shape = json.loads(text)
+            # Python's own reading is wider than JSON in its constants, and narrower in its integers.
+            shape = json.loads(text, parse_constant=_no_constant, parse_int=float)
         except (ValueError, RecursionError):
             return Malformed("not JSON")
         if not isinstance(shape, dict):
             return Malformed("not an object")
-        if not isinstance(shape.get("type"), str) or not isinstance(shape.get("payload"), dict):
-            return Malformed("without a type or a payload")
         request_id = _clean(shape.get("request_id"))
+        if not isinstance(shape.get("type"), str) or not isinstance(shape.get("payload"), dict):
+            return Malformed("without a type or a payload", request_id)
         client_message_id = _clean(shape["payload"].get("client_message_id", shape["payload"].get("message_id")))
         return Refused(_refusal(shape, complaint), request_id, client_message_id)
 
 
-def _refusal(shape: dict[str, Any], complaint: Exception) -> UIMError:
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(word)
+
+
+def _refusal(shape: dict[str, Any], complaint: str) -> UIMError:
     if shape["type"] not in KNOWN_TYPES:
         return UIMError("bad_request", "unknown frame type", field="type")
     lone = _lone_surrogate(shape)
     if lone is not None:
-        return invalid(lone, "must not contain lone surrogates")
-    why, field = field_of(str(complaint))
+        return invalid(_sayable(lone), "must not contain lone surrogates")
+    why, field = field_of(complaint)
     return UIMError("validation_failed", why, field=field)
 
 
 def _clean(value: object) -> str | None:
     """A client's id to give back, if it is one at all."""
-    if isinstance(value, str) and 1 <= len(value) <= 64 and value.isprintable():
+    if isinstance(value, str) and 1 <= len(value) <= 64 and not _UNSTORABLE.search(value):
         return value
     return None
 
