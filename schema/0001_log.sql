@@ -278,6 +278,9 @@ create function receipts_advance(p_conversations uuid[], p_users uuid[], p_deliv
 returns table (conversation_id uuid, user_id uuid, kind text, after bigint, up_to bigint, at timestamptz, senders uuid[], told boolean)
 language plpgsql volatile as $$
 #variable_conflict use_column
+declare
+    -- One time for the row that is kept and the receipt that is told.
+    v_at timestamptz := clock_timestamp();
 begin
     return query
     with given as materialized (
@@ -295,10 +298,10 @@ begin
     ), moved as (
         update conversation_participants p set
             last_delivered_message_id = greatest(p.last_delivered_message_id, b.delivered),
-            last_delivered_at = case when b.delivered > p.last_delivered_message_id then clock_timestamp() else p.last_delivered_at end,
+            last_delivered_at = case when b.delivered > p.last_delivered_message_id then v_at else p.last_delivered_at end,
             last_read_message_id = greatest(p.last_read_message_id, b.read),
-            last_read_at = case when b.read > p.last_read_message_id then clock_timestamp() else p.last_read_at end,
-            changed_at = clock_timestamp()
+            last_read_at = case when b.read > p.last_read_message_id then v_at else p.last_read_at end,
+            changed_at = v_at
         from before b where p.conversation_id = b.conversation_id and p.user_id = b.user_id
         returning b.*
     ), advances as materialized (
@@ -314,10 +317,10 @@ begin
         where k.reached > k.was
     ), kept as (
         insert into receipts (conversation_id, user_id, kind, after, up_to, at)
-        select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, clock_timestamp() from advances a where a.told
+        select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, v_at from advances a where a.told
         on conflict do nothing
     )
-    select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, clock_timestamp(),
+    select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, v_at,
         array(select distinct m.sender_id from messages m
               where m.conversation_id = a.conversation_id and m.message_id > a.after and m.message_id <= a.up_to
                 and m.message_type = 'text' and m.sender_id <> a.user_id
