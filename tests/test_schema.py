@@ -45,7 +45,8 @@ def names(database_url: str) -> list[tuple[object, ...]]:
         return connection.execute(
             """select relkind::text, relname::text from pg_class where relnamespace = 'public'::regnamespace
                 union all select 'f', oid::regprocedure::text from pg_proc where pronamespace = 'public'::regnamespace
-                union all select 'c', conname::text from pg_constraint where connamespace = 'public'::regnamespace order by 1, 2"""
+                union all select 'c', conname::text from pg_constraint where connamespace = 'public'::regnamespace
+                order by 1, 2"""
         ).fetchall()
 
 
