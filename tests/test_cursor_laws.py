@@ -37,6 +37,7 @@ DEVICE_STEPS = st.lists(
         st.tuples(st.just("rewind"), st.floats(0, 1)),
         st.tuples(st.just("say"), st.integers(1, 3)),
         st.tuples(st.just("mute")),
+        st.tuples(st.just("doze")),
         st.tuples(st.just("sleep")),
         st.tuples(st.just("wake")),
         st.tuples(st.just("ping")),
@@ -153,6 +154,14 @@ class Handset:
         if device := self.now:
             self.note(device)
             device.confirms = False
+
+    async def doze(self) -> None:
+        """Mute, but pinging; and then a look at where that has moved the cursor."""
+        await self.mute()
+        await self.ping()
+        for server in self.servers:
+            await server.house.receipts.flush()
+        await self.look()
 
     async def sleep(self) -> None:
         if device := self.now:

@@ -292,6 +292,21 @@ async def test_a_rewind_moves_the_stored_cursor_back_at_once(server: Server) -> 
     assert (await bob.connect("phone")).contents() == ["one", "two"]
 
 
+async def test_an_older_connection_moves_no_cursor_of_a_device_that_lost_its_store(server: Server) -> None:
+    alice, bob, conversation_id = await two(server)
+    laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
+    spoken = await laptop.say_many(conversation_id, ["one", "two"])
+    await phone.reached(spoken[-1])
+    (older,) = server.house.switchboard.of_user(UUID(bob.user_id))
+    wiped = await bob.connect("phone", last_sync_id=0, confirms=False)
+    await phone.closing(Cut.REPLACED)
+    server.house.receipts.keep_cursor(older, spoken[-1])  # what it had confirmed, gathered but written late
+    await all_stored(bob, conversation_id)
+    assert await stored_cursor(server, bob, "phone") == 0
+    await wiped.leave()
+    assert (await bob.connect("phone")).contents() == ["one", "two"]
+
+
 async def test_a_skip_to_the_head_counts_as_delivered(server: Server) -> None:
     alice, bob, conversation_id = await two(server)
     laptop = await alice.connect("laptop")
