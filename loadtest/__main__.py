@@ -92,21 +92,22 @@ def all_command(json_file: Path | None, **parameters: Any) -> None:
         figures |= _named("echo", echo.measure(url, connections=50, **parameters))
     with migrated_databases() as servers:
         figures |= _named("append", append.measure(servers.database_url, **storing))
-    with whole_server() as url:
-        figures |= _named("w1", _flat(talk.w1(url, pairs=50, **parameters)))
-        figures |= _named("w3", _flat(talk.w3(url, members=50, senders=4, **parameters)))
+    with whole_server() as at:
+        figures |= _named("w1", _flat(talk.w1(at, pairs=50, **parameters)))
+        figures |= _named("w3", _flat(talk.w3(at, members=50, senders=4, **parameters)))
     figures["w1 share of echo"] = figures["w1 acknowledged_per_s"] / figures["echo echoes_per_s"]
     figures["w1 share of append"] = figures["w1 acknowledged_per_s"] / figures[f"append {TYPICAL_BATCH}"]
     figures["w3 share of echo"] = figures["w3 arrived_per_s"] / figures["echo echoes_per_s"]
     _tell("all", parameters, figures, json_file)
 
 
-def _server(url: str | None) -> AbstractContextManager[str]:
-    return whole_server() if url is None else nullcontext(url.rstrip("/"))
+def _server(url: str | None) -> AbstractContextManager[talk.Target]:
+    return whole_server() if url is None else nullcontext(talk.Target(url.rstrip("/")))
 
 
 def _flat(measured: tuple[talk.Pace, talk.Count]) -> Figures:
-    return asdict(measured[0]) | asdict(measured[1])
+    """What is known, by name."""
+    return {name: value for part in measured for name, value in asdict(part).items() if value is not None}
 
 
 def _named(workload: str, figures: Figures) -> Figures:

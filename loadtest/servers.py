@@ -22,6 +22,7 @@ import click
 import trio
 
 from loadtest.people import Api
+from loadtest.talk import Target
 from uim.cli.embedded import Servers, embedded_servers
 from uim.store import migrations
 
@@ -49,8 +50,8 @@ def migrated_databases() -> Iterator[Servers]:
 
 
 @contextmanager
-def whole_server() -> Iterator[str]:
-    """A server that is ready; its URL."""
+def whole_server() -> Iterator[Target]:
+    """A server that is ready."""
     with migrated_databases() as servers, _listening() as public, _listening() as operations:
         settings = LIMITS_OFF | {
             "UIM_BIND": f"fd://{public.fileno()}",
@@ -68,7 +69,7 @@ def whole_server() -> Iterator[str]:
             with closing(Api(url)) as api:
                 api.call("GET", "/health/ready")
             click.echo(f"uim serve is process {pid}, at {url}", err=True)
-            yield url
+            yield Target(url, pid)
 
 
 @contextmanager

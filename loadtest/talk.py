@@ -7,10 +7,12 @@ order, gives no figures: it fails. (A second copy of what a device was slow to c
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from loadtest import people
@@ -29,6 +31,22 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """The server under load; `pid` is its process, if it is on this machine."""
+
+    url: str
+    pid: int | None = None
+
+    def processor_s(self) -> float | None:
+        """Seconds of processor time that its process has had."""
+        if self.pid is None:
+            return None
+        # After the name, which may hold anything but ends with the last bracket: state is field 3, utime 14, stime 15.
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
 class Party:
     """A conversation's talkers and listeners, by who they are. Everyone hears every text but their own."""
 
@@ -42,7 +60,10 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What was measured. Times are from send to arrival; `generator_share`: of one core, this process's own part meanwhile."""
+    """What was measured. Times are from send to arrival; `generator_share`: of one core, this process's own part meanwhile.
+
+    `server_us_per_arrival`: processor time of the server's process (not of PostgreSQL's), where it is known. It drifts least.
+    """
 
     acknowledged_per_s: float
     arrived_per_s: float
@@ -50,6 +71,7 @@ class Pace:
     p95_ms: float
     p99_ms: float
     generator_share: float
+    server_us_per_arrival: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +83,44 @@ class Count:
     repeated: int
 
 
-def w1(url: str, *, pairs: int, window: int, seconds: float, text_bytes: int = TEXT_BYTES) -> tuple[Pace, Count]:
+def w1(
+    target: Target, *, pairs: int, window: int, seconds: float, text_bytes: int = TEXT_BYTES
+) -> tuple[Pace, Count]:
     """Pairs with `window` sends open each. Raises Broken, Torn or Refused."""
+    url = target.url
     members = people.register(url, 2 * pairs)
     parties = []
     for one, other in zip(members[:pairs], members[pairs:], strict=True):
         talker = Talker(people.make_pair(url, one, other), "w1", window=window, text_bytes=text_bytes)
         parties.append(Party([(one, talker)], [(other, Listener())]))
-    return _measured(url, parties, seconds)
+    return _measured(target, parties, seconds)
 
 
-def w3(url: str, *, members: int, senders: int, window: int, seconds: float, text_bytes: int = TEXT_BYTES) -> tuple[Pace, Count]:
+def w3(
+    target: Target, *, members: int, senders: int, window: int, seconds: float, text_bytes: int = TEXT_BYTES
+) -> tuple[Pace, Count]:
     """One group, of which `senders` members talk. Raises Broken, Torn or Refused."""
+    url = target.url
     group = people.register(url, members)
     conversation_id = people.make_group(url, group)
     talkers = [(one, Talker(conversation_id, "w3", window=window, text_bytes=text_bytes)) for one in group[:senders]]
-    return _measured(url, [Party(talkers, [(one, Listener()) for one in group[senders:]])], seconds)
+    return _measured(target, [Party(talkers, [(one, Listener()) for one in group[senders:]])], seconds)
 
 
-def _measured(url: str, parties: list[Party], seconds: float) -> tuple[Pace, Count]:
+def _measured(target: Target, parties: list[Party], seconds: float) -> tuple[Pace, Count]:
     devices = [device for party in parties for _, device in party.devices]
     talkers = [talker for party in parties for _, talker in party.talkers]
     loop = Loop()
     try:
-        _go_live(loop, url, parties)
+        _go_live(loop, target.url, parties)
         for talker in talkers:
             talker.talk()
         loop.run(seconds=min(WARM_UP_S, seconds))
-        pace = _measure(loop, devices, talkers, seconds)
+        pace = _measure(loop, target, devices, talkers, seconds)
         _settle(loop, parties)
     finally:
         loop.close()
-    return pace, _checked(url, parties)
+    return pace, _checked(target.url, parties)
 
 
 def _go_live(loop: Loop, url: str, parties: list[Party]) -> None:
@@ -104,23 +132,27 @@ def _go_live(loop: Loop, url: str, parties: list[Party]) -> None:
         raise Broken(f"not every device was live within {LIVE_WITHIN_S:g} s")
 
 
-def _measure(loop: Loop, devices: list[Listener], talkers: list[Talker], seconds: float) -> Pace:
+def _measure(loop: Loop, target: Target, devices: list[Listener], talkers: list[Talker], seconds: float) -> Pace:
     acknowledged = -sum(len(talker.acknowledged) for talker in talkers)
     arrived = -sum(len(device.arrived) for device in devices)
     for device in devices:
         device.is_measured = True
-    began_at, own_s = time.perf_counter(), -time.process_time()
+    began_at, own_s, server_s = time.perf_counter(), -time.process_time(), target.processor_s()
     loop.run(seconds=seconds)
+    # On a machine that stalls a short run may see nothing: a long latency is a figure too.
+    loop.run(seconds=SETTLE_WITHIN_S, until=lambda: any(device.latencies_ns for device in devices))
     took_s, own_s = time.perf_counter() - began_at, own_s + time.process_time()
+    spent_s = target.processor_s() or 0.0
     for device in devices:
         device.is_measured = False
     acknowledged += sum(len(talker.acknowledged) for talker in talkers)
     arrived += sum(len(device.arrived) for device in devices)
     latencies_ms = sorted(ns / 1e6 for device in devices for ns in device.latencies_ns)
     if not latencies_ms:
-        raise Broken("nothing arrived while it was measured")
+        raise Broken(f"nothing arrived within {SETTLE_WITHIN_S:g} s")
     p50, p95, p99 = (latencies_ms[int(len(latencies_ms) * share)] for share in (0.50, 0.95, 0.99))
-    return Pace(acknowledged / took_s, arrived / took_s, p50, p95, p99, own_s / took_s)
+    us_per_arrival = None if server_s is None else (spent_s - server_s) / arrived * 1e6
+    return Pace(acknowledged / took_s, arrived / took_s, p50, p95, p99, own_s / took_s, us_per_arrival)
 
 
 def _settle(loop: Loop, parties: list[Party]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,12 +51,12 @@ def test_a_closing_frame_ends_the_run() -> None:
         frames.split(b"\x88\x0d" + (4401).to_bytes(2, "big") + b"login ended")
 
 
-Workload = Callable[[str], tuple[talk.Pace, talk.Count]]
+Workload = Callable[[talk.Target], tuple[talk.Pace, talk.Count]]
 
 
 async def _run(server: Server, workload: Workload) -> tuple[talk.Pace, talk.Count]:
     # The generator blocks, as befits it; here it has a thread, and the server under load is this process.
-    return await trio.to_thread.run_sync(workload, server.url)
+    return await trio.to_thread.run_sync(workload, talk.Target(server.url, os.getpid()))
 
 
 async def test_pairs_talk_and_everything_acknowledged_is_stored(database_url: str, redis_url: str) -> None:
@@ -64,6 +65,7 @@ async def test_pairs_talk_and_everything_acknowledged_is_stored(database_url: st
     assert count.acknowledged == count.stored > 0
     assert pace.acknowledged_per_s > 0
     assert 0 < pace.p50_ms <= pace.p95_ms <= pace.p99_ms
+    assert pace.server_us_per_arrival is not None and pace.server_us_per_arrival > 0
 
 
 async def test_a_group_hears_each_text_but_its_own(database_url: str, redis_url: str) -> None:
