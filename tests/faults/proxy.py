@@ -147,7 +147,7 @@ async def postgres_proxy(database_url: str) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def redis_proxy(redis_url: str) -> AsyncIterator[Proxy]:
-    async with _running(Proxy(unquote(urlsplit(redis_url).netloc), b"\r\n")) as (proxy, port):
+    async with _running(Proxy(unquote(urlsplit(redis_url).path), b"\r\n")) as (proxy, port):
         proxy.url = f"redis://127.0.0.1:{port}/0"
         yield proxy
 

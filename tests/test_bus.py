@@ -1,0 +1,170 @@
+"""What processes tell each other over Redis, and what they do with words that make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+import redis
+import structlog.testing
+import trio
+
+from uim.chat.bus import Bus
+from uim.model.message import Entry
+from uim.store.receipts import Advance
+from uim.store.redis import RedisLink
+
+pytestmark = pytest.mark.timeout(30)
+AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+
+
+@dataclass
+class Process:
+    """One end of the bus, and what it has heard from the others."""
+
+    link: RedisLink
+    log_id: UUID
+    process_id: UUID = field(default_factory=uuid4)
+    entries: list[Entry] = field(default_factory=list)
+    receipts: list[tuple[list[Advance], dict[tuple[UUID, UUID], int]]] = field(default_factory=list)
+    rest: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        def on_ended(login_ids: Iterable[UUID]) -> None:
+            self.rest.extend(login_ids)
+
+        self.bus = Bus(
+            self.link,
+            log_id=self.log_id,
+            process_id=self.process_id,
+            on_log=self.entries.extend,
+            on_receipts=lambda advances, unread: self.receipts.append((advances, unread)),
+            on_changed=self.rest.append,
+            on_profile=self.rest.append,
+            on_ended=on_ended,
+            on_replaced=lambda *replaced: self.rest.append(replaced),
+        )
+
+
+@asynccontextmanager
+async def processes(redis_url: str, *log_ids: UUID) -> AsyncIterator[list[Process]]:
+    made = [Process(RedisLink(redis_url), log_id) for log_id in log_ids]
+    async with trio.open_nursery() as nursery:
+        for process in made:
+            await nursery.start(process.link.run)
+        await until(lambda: all(process.link.hears for process in made))
+        for process in made:
+            await nursery.start(process.bus.run)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not holds():
+            await trio.sleep(0.002)
+
+
+def entry(message_id: int) -> Entry:
+    return Entry(message_id, uuid4(), 3, uuid4(), "id \N{GRINNING FACE}", "hello", "text", '{"a":"b"}', AT, True)
+
+
+def values(of: Entry) -> list[object]:
+    names = ("message_id", "conversation_id", "seq", "sender_id", "client_message_id", "content", "message_type", "metadata")
+    return [getattr(of, name) for name in (*names, "created_at", "deleted")]
+
+
+async def test_every_kind_of_word_reaches_the_others_whole_and_not_oneself(redis_url: str) -> None:
+    log_id = uuid4()
+    async with processes(redis_url, log_id, log_id, log_id) as (one, two, three):
+        said = [entry(7), entry(8)]
+        user, changed, ended = uuid4(), uuid4(), uuid4()
+        read = Advance(uuid4(), user, "read", 1, 5, AT, [uuid4(), uuid4()])
+        delivered = Advance(read.conversation_id, user, "delivered", 2, 5, AT, [])
+        one.bus.appended(said)
+        one.bus.told([delivered, read], {(read.conversation_id, user): 4})
+        one.bus.changed(changed)
+        one.bus.ended(ended)
+        one.bus.replaced(user, "phone", 2)
+        for other in (two, three):
+            await until(lambda other=other: len(other.rest) == 3)  # type: ignore[misc]  # bound for this round
+            assert [values(heard) for heard in other.entries] == [values(each) for each in said]
+            assert other.receipts == [([delivered, read], {(read.conversation_id, user): 4})]
+            assert other.rest == [changed, ended, (user, "phone", 2)]
+        assert (one.entries, one.receipts, one.rest) == ([], [], [])
+
+
+async def test_logs_on_one_redis_do_not_hear_each_other(redis_url: str) -> None:
+    mine, other = uuid4(), uuid4()
+    async with processes(redis_url, mine, other, mine) as (one, stranger, two):
+        word = uuid4()
+        one.bus.changed(word)
+        await until(lambda: two.rest == [word])
+        assert stranger.rest == []
+
+
+async def test_nothing_is_said_of_a_devices_first_connection_nor_of_nothing(redis_url: str) -> None:
+    log_id, last = uuid4(), uuid4()
+    async with processes(redis_url, log_id, log_id) as (one, two):
+        one.bus.replaced(uuid4(), "phone", 1)
+        one.bus.appended([])
+        one.bus.told([], {})
+        one.bus.changed(last)
+        await until(lambda: two.rest == [last])
+        assert (two.entries, two.receipts) == ([], [])
+
+
+async def test_a_lone_process_keeps_its_log_batches_to_itself_until_another_comes(redis_url: str) -> None:
+    log_id = uuid4()
+    with redis.Redis.from_url(redis_url) as client:
+        async with processes(redis_url, log_id) as (one,):
+            await until(lambda: not one.bus._others_hear)
+            with client.pubsub(ignore_subscribe_messages=True) as listener:
+                one.bus.appended([entry(1)])
+                await one.link.call("PING")
+                listener.subscribe(f"{log_id}:bus")
+                listener.get_message(timeout=1)
+                await until(lambda: one.bus._others_hear)
+                one.bus.appended([entry(2)])
+                await one.link.call("PING")
+                message = listener.get_message(timeout=1)
+                assert message is not None
+                assert [said[0] for said in msgspec.msgpack.decode(message["data"])["log"]] == [2]
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [
+        b"",
+        b"\xc1",
+        b"hello",
+        msgspec.msgpack.encode([1, 2]),
+        msgspec.msgpack.encode({"process": "no uuid"}),
+        msgspec.msgpack.encode({"log": []}),
+        msgspec.msgpack.encode({"process": str(uuid4()), "log": [[1, 2]]}),
+        msgspec.msgpack.encode({"process": str(uuid4()), "replaced": [[str(uuid4()), "phone", "three"]]}),
+        msgspec.msgpack.encode({"process": str(uuid4()), "ended": None}),
+    ],
+)
+async def test_garbled_words_are_told_in_the_log_and_harm_nothing(redis_url: str, garbled: bytes) -> None:
+    log_id, last = uuid4(), uuid4()
+    with structlog.testing.capture_logs() as logged:
+        async with processes(redis_url, log_id, log_id) as (one, two):
+            await one.link.call("PUBLISH", f"{log_id}:bus", garbled)
+            one.bus.changed(last)
+            await until(lambda: two.rest == [last])
+    assert [line["log_level"] for line in logged if "this release does not know" in line["event"]] == ["warning"] * 2
+
+
+async def test_what_a_later_release_adds_is_passed_over(redis_url: str) -> None:
+    log_id, changed = uuid4(), uuid4()
+    word = {"process": str(uuid4()), "changed": [str(changed)], "weather": {"sun": True}}
+    async with processes(redis_url, log_id) as (one,):
+        await one.link.call("PUBLISH", f"{log_id}:bus", msgspec.msgpack.encode(word))
+        await until(lambda: one.rest == [changed])
