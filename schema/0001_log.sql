@@ -301,7 +301,8 @@ begin
             last_delivered_at = case when b.delivered > p.last_delivered_message_id then v_at else p.last_delivered_at end,
             last_read_message_id = greatest(p.last_read_message_id, b.read),
             last_read_at = case when b.read > p.last_read_message_id then v_at else p.last_read_at end,
-            changed_at = v_at
+            -- Not by a read alone: in changed_since others would see that there was one, told or not.
+            changed_at = case when b.delivered > p.last_delivered_message_id then v_at else p.changed_at end
         from before b where p.conversation_id = b.conversation_id and p.user_id = b.user_id
         returning b.*
     ), advances as materialized (

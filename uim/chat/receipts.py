@@ -170,13 +170,20 @@ class Receipts:
 
     # -- over HTTP --------------------------------------------------------------------------------------------------------
 
+    async def settled(self) -> None:
+        """Return once all that was gathered until now is stored, under the settings of now; else raises `unavailable`."""
+        self._wake.set()
+        await self._within_reach(self._stored)
+
     async def read_now(self, *, user_id: UUID, conversation_id: UUID, up_to: int) -> None:
         """Store a read mark and return after the commit. Raises not_found for a conversation that is not one's own."""
         async with self._pool.connection() as tx:
             if not await conversations.is_member(tx, user_id=user_id, conversation_id=conversation_id):
                 raise not_found("no such conversation")
         self.read(user_id, conversation_id, up_to)
-        stored = self._stored
+        await self._within_reach(self._stored)
+
+    async def _within_reach(self, stored: trio.Event) -> None:
         with trio.move_on_after(FLUSH_WITHIN_S):
             await stored.wait()
             return

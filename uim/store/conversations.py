@@ -17,8 +17,10 @@ import msgspec
 from uim.model.conversation import UNREAD_LIMIT, ConversationView, Participant
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import Entry
+from uim.store import receipts
 from uim.store.messages import COLUMNS
 from uim.store.postgres import Connection
+from uim.store.receipts import Reads
 from uim.wire.frames import hidden_object, message_object
 
 # Counted to the limit and no further: an unread counter that is stored is one that is wrong some day.
@@ -46,7 +48,8 @@ _UNREAD: Final = f"""
 _FACES: Final = f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
         c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number,
-        exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id), {COLUMNS}
+        exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id),
+        exists (select from receipt_pauses o where o.user_id = g.user_id), {COLUMNS}
     from unnest(%(conversations)s::uuid[], %(viewers)s::uuid[]) as g (conversation_id, user_id)
     cross join lateral (
         select seat.* from conversation_participants seat
@@ -66,11 +69,16 @@ _FACES: Final = f"""
     ) m on true
     cross join lateral ({_UNREAD}) unread"""
 
+# What others are shown is the newest read that was told: the watermark itself counts what was read while that was hidden.
 _MEMBERS: Final = """
     select p.conversation_id, p.user_id, u.username, u.display_name, u.avatar_url, p.role, p.joined_at,
-        p.last_delivered_message_id, p.last_read_message_id, u.read_receipts
+        p.last_delivered_message_id, p.last_read_message_id, coalesce(told.up_to, 0), u.read_receipts
     from conversation_participants p
     join users u on u.user_id = p.user_id
+    left join lateral (
+        select r.up_to from receipts r
+        where r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = 'read' order by r.up_to desc limit 1
+    ) told on true
     where p.conversation_id = any(%s) and p.left_at is null
     order by p.conversation_id, p.joined_at, p.user_id"""
 
@@ -120,7 +128,10 @@ async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tup
     faces = await cursor.fetchall()
     members = await _members(tx, list({face[4] for face in faces}))
     blocks = await _blocks(tx, list({face[0] for face in faces}))
-    return {(face[4], face[0]): _view(face, members.get(face[4], []), blocks) for face in faces}
+    reads = await receipts.reads_outside_pauses(tx, [(face[4], face[0]) for face in faces if face[12]])
+    return {
+        (face[4], face[0]): _view(face, members.get(face[4], []), blocks, reads.get((face[4], face[0]))) for face in faces
+    }
 
 
 _Blocks = frozenset[tuple[UUID, UUID]]
@@ -141,15 +152,20 @@ async def _blocks(tx: Connection, viewers: list[UUID]) -> _Blocks:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A participant twice, as shown to whoever may and may not know what they have read."""
+    """A participant as shown to themselves, to whoever may know what they have read, and to whoever may not."""
 
     shows_reads: bool
+    own: Participant
     open: Participant
     discreet: Participant
 
-    def seen(self, viewer_id: UUID, viewer_shows_reads: bool, blocks: _Blocks) -> Participant:
-        is_open = self.open.user_id == viewer_id or (viewer_shows_reads and self.shows_reads)
-        shown = self.open if is_open else self.discreet
+    def seen(self, viewer_id: UUID, viewer_shows_reads: bool, blocks: _Blocks, reads: Reads | None) -> Participant:
+        """`reads`: up to where reads are told to this viewer, where that is not as far as to others."""
+        if viewer_id == self.own.user_id:
+            return self.own
+        shown = self.open if viewer_shows_reads and self.shows_reads else self.discreet
+        if reads is not None and shown is self.open:
+            shown = msgspec.structs.replace(shown, last_read_message_id=reads.get(shown.user_id, 0))
         if (viewer_id, shown.user_id) in blocks:
             # Across a block, either way, only the names.
             return msgspec.structs.replace(shown, avatar_url=None)
@@ -160,16 +176,17 @@ async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, l
     cursor = await tx.execute(_MEMBERS, (conversation_ids,), binary=True, prepare=True)
     members: dict[UUID, list[_Member]] = {}
     for row in await cursor.fetchall():
-        shown = Participant(row[1], row[2], row[3], row[4], row[5], rfc3339(row[6]), row[7], row[8])
-        member = _Member(row[9], shown, msgspec.structs.replace(shown, last_read_message_id=None))
-        members.setdefault(row[0], []).append(member)
+        own = Participant(row[1], row[2], row[3], row[4], row[5], rfc3339(row[6]), row[7], row[8])
+        shown = msgspec.structs.replace(own, last_read_message_id=row[9])
+        discreet = msgspec.structs.replace(own, last_read_message_id=None)
+        members.setdefault(row[0], []).append(_Member(row[10], own, shown, discreet))
     return members
 
 
-def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks) -> ConversationView:
+def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks, reads: Reads | None) -> ConversationView:
     viewer_id, role, last_read, viewer_shows_reads = face[:4]
     conversation_id, kind, name, created_by, created_at, updated_at, number, is_hidden = face[4:12]
-    last = Entry(*face[12:]) if face[12] is not None else None
+    last = Entry(*face[13:]) if face[13] is not None else None
     return ConversationView(
         conversation_id=conversation_id,
         type=kind,
@@ -178,7 +195,7 @@ def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks) -> Con
         created_at=rfc3339(created_at),
         updated_at=rfc3339(updated_at),
         role=role,
-        participants=[member.seen(viewer_id, viewer_shows_reads, blocks) for member in members],
+        participants=[member.seen(viewer_id, viewer_shows_reads, blocks, reads) for member in members],
         last_message=_last_message(last, viewer_id, is_hidden) if last is not None else None,
         unread_count=number,
         last_read_message_id=last_read,
@@ -216,10 +233,19 @@ _LIST: Final = """
         and (p.left_at is null or p.left_at > %(since)s::timestamptz)
         and (p.hidden_up_to is null or newest.message_id > p.hidden_up_to)
         and (%(since)s::timestamptz is null or p.left_at is not null or newest.created_at > %(since)s or c.updated_at > %(since)s
+            or p.last_read_at > %(since)s
             or exists (
                 select from conversation_participants other join users u on u.user_id = other.user_id
                 where other.conversation_id = p.conversation_id
-                    and (other.changed_at > %(since)s or other.left_at is null and u.updated_at > %(since)s)
+                    and (other.changed_at > %(since)s or other.left_at is null and (u.updated_at > %(since)s
+                        or other.last_read_at > %(since)s and u.read_receipts
+                            and (select v.read_receipts from users v where v.user_id = %(user_id)s)
+                            and (
+                                select r.at from receipts r
+                                where r.conversation_id = other.conversation_id and r.user_id = other.user_id and r.kind = 'read'
+                                    and not receipts_paused(%(user_id)s, r.at)
+                                order by r.up_to desc limit 1
+                            ) > %(since)s))
             ))
         and (%(at_us)s::bigint is null or ((extract(epoch from place.at) * 1000000)::bigint, place.message_id, p.conversation_id)
             < (%(at_us)s::bigint, %(message_id)s::bigint, %(conversation_id)s::uuid))

@@ -72,6 +72,8 @@ _RECEIPTS: Final = """
         order by r.up_to limit 1
     ) reaching
     where p.conversation_id = %(conversation_id)s and p.user_id <> %(sender_id)s and reaching.after < ids.message_id
+        -- Both settings stand now; neither may have been off when it was read (of the reader's own pauses there are no rows).
+        and (kinds.kind = 'delivered' or not receipts_paused(%(sender_id)s, reaching.at))
         and exists (
             select from participations s where s.conversation_id = p.conversation_id and s.user_id = p.user_id
                 and s.joined_message_id <= ids.message_id and (s.left_message_id is null or s.left_message_id >= ids.message_id)

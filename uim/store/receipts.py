@@ -6,7 +6,7 @@ function in schema/, so a batch is one statement and its locks are taken in sort
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -44,6 +44,34 @@ async def advance(tx: Connection, wanted: Mapping[tuple[UUID, UUID], tuple[int, 
         prepare=True,
     )
     return [Advance(*row) for row in await cursor.fetchall()]
+
+
+# member → up to where that member's reads are told to one viewer
+Reads = dict[UUID, int]
+
+
+async def reads_outside_pauses(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], Reads]:
+    """For (conversation, viewer): what is told to one who has hidden read receipts: nothing that was read in that time."""
+    if not pairs:
+        return {}
+    cursor = await tx.execute(
+        """select g.conversation_id, g.viewer_id, p.user_id, told.up_to
+            from unnest(%s::uuid[], %s::uuid[]) as g (conversation_id, viewer_id)
+            join conversation_participants p on p.conversation_id = g.conversation_id and p.left_at is null
+            cross join lateral (
+                select r.up_to from receipts r
+                where r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = 'read'
+                    and not receipts_paused(g.viewer_id, r.at)
+                order by r.up_to desc limit 1
+            ) told""",
+        ([pair[0] for pair in pairs], [pair[1] for pair in pairs]),
+        binary=True,
+        prepare=True,
+    )
+    found: dict[tuple[UUID, UUID], Reads] = {pair: {} for pair in pairs}
+    for conversation_id, viewer_id, user_id, up_to in await cursor.fetchall():
+        found[conversation_id, viewer_id][user_id] = up_to
+    return found
 
 
 async def newest_between(tx: Connection, *, user_id: UUID, after: int, up_to: int) -> dict[UUID, int]:
