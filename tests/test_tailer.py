@@ -228,6 +228,9 @@ async def test_a_conversation_loaded_after_a_return_shows_both_stays_and_nothing
     (cyd,) = await place.rooms.people("cyd")
     async with place.live(place.bob) as outbox:
         group_id = await place.rooms.group(place.alice, place.bob, cyd)
+        place.tailer.offer(place.rooms.appended)
+        await place.passed(place.rooms.appended[-1].message_id)
+        place.memberships._known.clear()  # as after a restart: the first stay began before what this process will see
         await place.say(group_id, 1)
         await place.rooms.conversations.remove(user_id=place.alice, conversation_id=group_id, target_id=place.bob)
         await place.say(group_id, 1)
