@@ -37,6 +37,7 @@ from uim.api.messages import add_message_routes
 from uim.api.openapi import add_openapi
 from uim.api.operations import Checkup, add_public_health, operations_app
 from uim.api.people import add_people
+from uim.api.profiles import add_profiles
 from uim.api.routes import Routes, register
 from uim.api.sync import add_sync
 from uim.chat import redelivery
@@ -122,7 +123,7 @@ async def serve(
     sockets_front = WebSocketFront(house, on_signed_in=admission.signed_in, is_draining=stop.is_set)
     tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     async with trio.open_nursery() as tree:
-        for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements):
+        for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)
         public = await tree.start(
@@ -181,6 +182,7 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
     routes = Routes()
     add_accounts(routes, house.accounts, door, on_signed_in=admission.signed_in)
     add_people(routes, house.people)
+    add_profiles(routes, house.profiles, house.farewell)
     add_conversation_routes(routes, conversations=house.conversations)
     add_message_routes(routes, history=house.history, writer=house.writer, receipts=house.receipts)
     add_deletion_routes(routes, house.deletion)

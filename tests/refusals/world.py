@@ -158,6 +158,36 @@ async def _own_profile(world: World) -> Sample:
     return Sample()
 
 
+@sample("PUT /api/users/me")
+async def _change_profile(world: World) -> Sample:
+    body = {
+        "display_name": "New",
+        "avatar_url": "https://example.com/a.png",
+        "status_text": "here",
+        "availability": "away",
+        "email": f"{world.new_name()}@example.com",
+        "settings": {"read_receipts": True, "show_last_seen": False},
+        "current_password": PASSWORD,
+    }
+    changing = await world.server.register("changing")
+    return Sample(
+        body=body,
+        bearer=str(changing.tokens["access_token"]),
+        longest={"display_name": (1, 100), "avatar_url": (1, 2_048), "status_text": (0, 140), "email": (3, 255)},
+        told=frozenset({"invalid_credentials", "too_many_attempts"}),
+    )
+
+
+@sample("DELETE /api/users/me")
+async def _delete_account(world: World) -> Sample:
+    leaving = await world.server.register("leaving")
+    return Sample(
+        body={"current_password": PASSWORD},
+        bearer=str(leaving.tokens["access_token"]),
+        told=frozenset({"invalid_credentials", "too_many_attempts"}),
+    )
+
+
 @sample("GET /api/users")
 async def _find_users(world: World) -> Sample:
     return Sample(query={"query": "bob", "limit": "2"})
@@ -251,6 +281,15 @@ async def _post(world: World) -> Sample:
 async def _message(world: World) -> Sample:
     made = _in_group(world)
     made.places["message_id"], made.foreign["message_id"] = str(world.message_id), str(world.foreign_message_id)
+    return made
+
+
+@sample(f"DELETE {CONVERSATION}/messages/{{message_id}}")
+async def _delete_message(world: World) -> Sample:
+    path = f"/api/conversations/{world.group_id}/messages"
+    posted = await world.alice.post(path, {"client_message_id": str(uuid4()), "content": "to be deleted"}, expect=201)
+    made = _in_group(world, query={"for": "everyone"})
+    made.places["message_id"], made.foreign["message_id"] = str(posted["message_id"]), str(world.foreign_message_id)
     return made
 
 

@@ -189,33 +189,33 @@ class Accounts:
 
         Raises UIMError `invalid_credentials` (403: the login itself is well) or `too_many_attempts`.
         """
-        who = await self._checked(caller, current, address)
+        who = await self.check_password(caller, password=current, address=address)
         new_hash = await self._passwords.hash(new)
 
         async def act(tx: Connection, append: Append) -> list[UUID]:
             # Where nothing else ended there is no entry to find a lost commit by: the new hash itself tells it.
             if not await people.lock_if_password_is(tx, user_id=who.user_id, password_hashes=[who.password_hash, new_hash]):
-                raise _wrong_password()
+                raise wrong_password()
             await people.set_password(tx, user_id=who.user_id, password_hash=new_hash)
             others = [login.login_id for login in await login_rows.living_of(tx, who.user_id)]
             return await _end(tx, append, who.user_id, [one for one in others if one != caller.login_id], "password")
 
         self._logins.ended(await self._writer.do(act, key=uuid4()))
 
-    async def check_password(self, caller: Caller, *, password: str, address: str) -> None:
-        """Refuse with `invalid_credentials` (403) or `too_many_attempts` unless this is the caller's own password."""
-        await self._checked(caller, password, address)
+    async def check_password(self, caller: Caller, *, password: str, address: str) -> Credentials:
+        """Refuse with `invalid_credentials` (403) or `too_many_attempts` unless this is the caller's own password.
 
-    async def _checked(self, caller: Caller, password: str, address: str) -> Credentials:
+        What was checked against is returned, so that a verb can see under its lock whether that still holds.
+        """
         self._throttle.check(caller.username, address)
         async with self._pool.connection() as tx:
             found = await people.credentials_by_id(tx, caller.user_id)
         try:
             await self._verify(found, password, caller.username, address)
         except UIMError as refusal:
-            raise _wrong_password() if refusal.code == "invalid_credentials" else refusal from None
+            raise wrong_password() if refusal.code == "invalid_credentials" else refusal from None
         if found is None:
-            raise _wrong_password()
+            raise wrong_password()
         return found
 
     def _signed_in(self, token: RefreshToken, device_id: str, profile: Profile, life_s: int) -> SignedIn:
@@ -273,5 +273,6 @@ def _invalid_credentials() -> UIMError:
     return UIMError("invalid_credentials", "wrong username or password")
 
 
-def _wrong_password() -> UIMError:
+def wrong_password() -> UIMError:
+    """403, where `invalid_credentials` is else 401: the login that asks is well."""
     return UIMError("invalid_credentials", "wrong password", field="current_password", status=403)

@@ -59,6 +59,7 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     changed: list[UUID] = []
     ended: list[UUID] = []
     replaced: list[tuple[UUID, str, int]] = []
+    profiles: list[UUID] = []
 
 
 class Bus:
@@ -75,6 +76,7 @@ class Bus:
         on_changed: Callable[[UUID], None],
         on_ended: Callable[[Iterable[UUID]], None],
         on_replaced: Callable[[UUID, str, int], None],
+        on_profile: Callable[[UUID], None],
     ) -> None:
         self._link = link
         self._process_id = process_id
@@ -84,6 +86,7 @@ class Bus:
         self._on_changed = on_changed
         self._on_ended = on_ended
         self._on_replaced = on_replaced
+        self._on_profile = on_profile
         self._decoder = msgspec.msgpack.Decoder(Word)
         self._others_hear = True
         link.subscribe(self._channel, self._heard)
@@ -114,6 +117,9 @@ class Bus:
         if connection_no > 1:
             self._say(replaced=[(user_id, device_id, connection_no)])
 
+    def profile_changed(self, user_id: UUID) -> None:
+        self._say(profiles=[user_id])
+
     def _say(self, **said: Any) -> None:
         self._link.send("PUBLISH", self._channel, msgspec.msgpack.encode(Word(self._process_id, **said)))
 
@@ -138,6 +144,8 @@ class Bus:
             self._on_ended(word.ended)
         for replaced in word.replaced:
             self._on_replaced(*replaced)
+        for user_id in word.profiles:
+            self._on_profile(user_id)
 
     # -- the task ---------------------------------------------------------------------------------------------------------
 

@@ -17,11 +17,13 @@ from uim.chat.callers import Origins
 from uim.chat.catchup import CatchUp
 from uim.chat.conversations import Conversations
 from uim.chat.deletion import Deletion
+from uim.chat.farewell import Farewell
 from uim.chat.history import History
 from uim.chat.logins import Logins
 from uim.chat.memberships import Memberships
 from uim.chat.passwords import Passwords, Throttle
 from uim.chat.people import People
+from uim.chat.profiles import Profiles
 from uim.chat.receipts import Receipts, Unread
 from uim.chat.sessions import Sessions
 from uim.chat.switchboard import Switchboard
@@ -60,6 +62,8 @@ class House:
     conversations: Conversations
     history: History
     deletion: Deletion
+    profiles: Profiles
+    farewell: Farewell
 
 
 def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> House:
@@ -85,6 +89,9 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         announcements.changed(conversation_id)
         bus.changed(conversation_id)
 
+    def on_profile_changed(user_id: UUID) -> None:
+        bus.profile_changed(user_id)
+
     def on_told(advances: list[Advance], unread: Unread) -> None:
         bus.told(advances, unread)
 
@@ -103,6 +110,8 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         on_logins_ended=on_logins_ended,
         bus_is_up=lambda: link.hears,
     )
+    accounts = Accounts(pool=pool, writer=writer, passwords=passwords, tokens=tokens, logins=logins, throttle=throttle)
+    profiles = Profiles(pool=pool, writer=writer, accounts=accounts, switchboard=switchboard, on_changed=on_profile_changed)
     bus = Bus(
         link,
         log_id=log_id,
@@ -112,6 +121,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         on_changed=announcements.changed,
         on_ended=on_logins_ended,
         on_replaced=switchboard.cut_older,
+        on_profile=profiles.changed,
     )
     return House(
         settings=settings,
@@ -129,9 +139,11 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         receipts=receipts,
         announcements=announcements,
         logins=logins,
-        accounts=Accounts(pool=pool, writer=writer, passwords=passwords, tokens=tokens, logins=logins, throttle=throttle),
+        accounts=accounts,
         people=People(pool),
         conversations=Conversations(pool, writer, on_made),
         history=History(pool),
         deletion=Deletion(writer),
+        profiles=profiles,
+        farewell=Farewell(writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made),
     )

@@ -20,10 +20,14 @@ from email_validator import EmailNotValidError, validate_email
 from uim.errors import invalid
 
 MAX_EMAIL_CHARS: Final = 255
+MAX_AVATAR_URL_CHARS: Final = 2_048
+MAX_STATUS_CHARS: Final = 140
 LEAST_PASSWORD_CHARS: Final = 8
 MAX_PASSWORD_CHARS: Final = 128
 LEAST_PASSWORD_KINDS: Final = 3
 _USERNAME: Final = re.compile(r"[A-Za-z0-9_]{3,50}")
+# What others' clients will load: nothing but https, and no space or quote that would end it where it is written down.
+_HTTPS: Final = re.compile(r"https://[^\s\"'<>\\^`{|}/?#@]+([/?#][^\s\"<>\\^`{|}]*)?", re.IGNORECASE)
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -114,6 +118,12 @@ def normal_email(text: str) -> str:
     return found.normalized
 
 
+def avatar_url_fault(text: str) -> str | None:
+    if fault := text_fault(1, MAX_AVATAR_URL_CHARS, text):
+        return fault
+    return None if _HTTPS.fullmatch(text) else "should be an https URL"
+
+
 def normal_password(password: str) -> str:
     """The form that is judged and hashed: keyboards differ in how they compose an ä."""
     return unicodedata.normalize("NFC", password)
@@ -144,6 +154,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "password": password_fault,
     "new_password": password_fault,
     "display_name": partial(text_fault, 1, 100),
+    "avatar_url": avatar_url_fault,
+    "status_text": partial(text_fault, 0, MAX_STATUS_CHARS),
     "device_id": partial(text_fault, 1, 64),
     "device_name": partial(text_fault, 1, 100),
     "platform": partial(text_fault, 1, 20),

@@ -64,7 +64,10 @@ class Move:
 
 
 async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
-    """Write a batch of moves, sorted; the devices of those that hit no row, for they have been replaced."""
+    """Write a batch of moves, sorted; the devices of those that hit no row, for they have been replaced.
+
+    Cursors that are gone went with their accounts: those connections end for that, and not as replaced.
+    """
     ordered = sorted(moves, key=lambda m: (m.user_id.bytes, m.device_id))
     cursor = await tx.execute(
         """with given as materialized (
@@ -88,7 +91,20 @@ async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
         binary=True,
     )
     hit = {(row[0], row[1]) for row in await cursor.fetchall()}
-    return {(m.user_id, m.device_id) for m in moves} - hit
+    missed = {(m.user_id, m.device_id) for m in moves} - hit
+    return missed & await _those_there_are(tx, missed) if missed else missed
+
+
+async def _those_there_are(tx: Connection, devices: set[tuple[UUID, str]]) -> set[tuple[UUID, str]]:
+    asked = sorted(devices)
+    cursor = await tx.execute(
+        """select c.user_id, c.device_id from device_cursors c
+            join unnest(%s::uuid[], %s::text[]) as g (user_id, device_id)
+                on g.user_id = c.user_id and g.device_id = c.device_id""",
+        ([user_id for user_id, _ in asked], [device_id for _, device_id in asked]),
+        binary=True,
+    )
+    return {(row[0], row[1]) for row in await cursor.fetchall()}
 
 
 async def connected_since(tx: Connection, seconds: float) -> list[tuple[UUID, str, int]]:

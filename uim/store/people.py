@@ -6,7 +6,7 @@ of them, and keeps its names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -65,6 +65,10 @@ async def add_account(
         raise _refusal_of(taken) from taken
     row = await cursor.fetchone()
     assert row is not None and isinstance(row[0], UUID)
+    # A statement of its own, after the insert: that may have waited for the end of the very account that had the name.
+    cursor = await tx.execute("select from retired_usernames where name_hash = username_hash(%s)", (username,))
+    if await cursor.fetchone() is not None:
+        raise UIMError(*_TAKEN["users_username"][::2], field="username")
     return row[0]
 
 
@@ -134,6 +138,64 @@ async def profile_of(tx: Connection, user_id: UUID) -> Profile | None:
     return Profile(
         user_id, username, email, display_name, avatar_url, status_text, availability, settings, created_at, updated_at
     )
+
+
+# What others see of an account itself, and what changes how they see conversations; only these move updated_at, which they
+# see too: a change of availability must not show who is there but invisible.
+SHOWN: Final = frozenset({"display_name", "avatar_url", "status_text"})
+_NOTED: Final = SHOWN | {"read_receipts"}
+_PROFILE: Final = ("display_name", "avatar_url", "status_text", "availability", "email", "read_receipts", "show_last_seen")
+
+
+async def change_profile(tx: Connection, *, user_id: UUID, columns: Mapping[str, str | bool | None]) -> frozenset[str] | None:
+    """Set these columns of a living account; the names of those that had another value. None if the account is no more.
+
+    Raises UIMError `email_taken`; the transaction is lost then.
+    """
+    cursor = await tx.execute(
+        """select display_name, avatar_url, status_text, availability, email, read_receipts, show_last_seen
+            from users where user_id = %s and deleted_at is null for no key update""",
+        (user_id,),
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    held = dict(zip(_PROFILE, row, strict=True))
+    changed = frozenset(name for name, value in columns.items() if held[name] != value)
+    if changed:
+        await _set_profile(tx, user_id, {**held, **columns}, is_noted=bool(changed & _NOTED))
+    return changed
+
+
+async def _set_profile(tx: Connection, user_id: UUID, columns: Mapping[str, str | bool | None], *, is_noted: bool) -> None:
+    try:
+        await tx.execute(
+            """update users set display_name = %(display_name)s, avatar_url = %(avatar_url)s, status_text = %(status_text)s,
+                    availability = %(availability)s, email = %(email)s,
+                    read_receipts = %(read_receipts)s, show_last_seen = %(show_last_seen)s,
+                    updated_at = case when %(is_noted)s then clock_timestamp() else updated_at end
+                where user_id = %(user_id)s""",
+            {**columns, "is_noted": is_noted, "user_id": user_id},
+        )
+    except psycopg.errors.UniqueViolation as taken:
+        raise _refusal_of(taken) from taken
+
+
+async def acquaintances_of(tx: Connection, user_id: UUID) -> list[UUID]:
+    """Friends, and members of common groups; without those between whom and the user a block stands, either way."""
+    cursor = await tx.execute(
+        """select friend_id from friendships where user_id = %(user_id)s and status = 'accepted'
+            union select user_id from friendships where friend_id = %(user_id)s and status = 'accepted'
+            union select other.user_id from conversation_participants own
+                join conversations c on c.conversation_id = own.conversation_id and c.type = 'group' and c.deleted_at is null
+                join conversation_participants other on other.conversation_id = own.conversation_id and other.left_at is null
+                where own.user_id = %(user_id)s and own.left_at is null and other.user_id <> own.user_id
+            except select blocked_id from blocks where user_id = %(user_id)s
+            except select user_id from blocks where blocked_id = %(user_id)s""",
+        {"user_id": user_id},
+        binary=True,
+    )
+    return [row[0] for row in await cursor.fetchall()]
 
 
 # Across a block, either way, only the names; `updated_at` then is no sign of life either.

@@ -1,0 +1,146 @@
+"""One's own profile and settings: changing them, and telling those who know one.
+
+A change is an account entry, so that all of one's own devices learn it, and a USER_UPDATE to friends and members of common
+groups who are connected. Rule: what others are told is a hint behind the commit, never across a block; who misses it finds
+the same with changed_since, or by asking for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+from uuid import UUID, uuid4
+
+import trio
+
+from uim.chat.accounts import Accounts, wrong_password
+from uim.chat.switchboard import Switchboard
+from uim.chat.writer import Append, Writer
+from uim.errors import UIMError
+from uim.model.ids import rfc3339
+from uim.model.person import Caller, Profile, User, normal_email
+from uim.store import people
+from uim.store.postgres import Connection, Pool
+from uim.wire.frames import frame
+
+REST_S: Final = 0.5
+SETTINGS: Final = frozenset({"read_receipts", "show_last_seen"})
+
+Columns = Mapping[str, str | bool | None]
+
+
+class Profiles:
+    """One a process: `change` is the verb, `changed` is called from anywhere, `run` is its task.
+
+    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus.
+    """
+
+    def __init__(
+        self, *, pool: Pool, writer: Writer, accounts: Accounts, switchboard: Switchboard, on_changed: Callable[[UUID], None]
+    ) -> None:
+        self._pool = pool
+        self._writer = writer
+        self._accounts = accounts
+        self._switchboard = switchboard
+        self._on_changed = on_changed
+        # Each user once, however often they change their mind.
+        self._waiting: dict[UUID, None] = {}
+        self._wake = trio.Event()
+
+    # -- the verb ---------------------------------------------------------------------------------------------------------
+
+    async def change(self, caller: Caller, columns: Columns, *, current_password: str | None, address: str) -> Profile:
+        """Set these fields of the caller's profile and settings (checked before), and give the whole of it.
+
+        A change of the email needs the password: raises `invalid_credentials` (403), `too_many_attempts` or `email_taken`;
+        `session_ended` if the account is no more. Cancelled, it may happen.
+        """
+        if "email" in columns:
+            columns = {**columns, **await self._email(caller, columns["email"], current_password, address)}
+
+        async def act(tx: Connection, append: Append) -> frozenset[str]:
+            changed = await people.change_profile(tx, user_id=caller.user_id, columns=columns)
+            if changed is None:
+                raise UIMError("session_ended", "this account is no more")
+            await _tell_own(tx, append, caller.user_id, columns, changed)
+            return changed
+
+        if await self._writer.do(act, key=uuid4()) & people.SHOWN:
+            self.changed(caller.user_id)
+            self._on_changed(caller.user_id)
+        async with self._pool.connection() as tx:
+            profile = await people.profile_of(tx, caller.user_id)
+        if profile is None:
+            raise UIMError("session_ended", "this account is no more")
+        return profile
+
+    async def _email(self, caller: Caller, email: object, current_password: str | None, address: str) -> Columns:
+        if current_password is None:
+            raise wrong_password()
+        await self._accounts.check_password(caller, password=current_password, address=address)
+        return {"email": normal_email(email) if isinstance(email, str) else None}
+
+    # -- telling others ---------------------------------------------------------------------------------------------------
+
+    def changed(self, user_id: UUID) -> None:
+        """Tell those connected here what they see of that user now. Does not await."""
+        self._waiting[user_id] = None
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell until cancelled; what waits while the database is away is told when it is back."""
+        task_status.started()
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._waiting:
+                user_id = next(iter(self._waiting))
+                del self._waiting[user_id]
+                try:
+                    await self._tell(user_id)
+                except UIMError as refused:
+                    if refused.code != "unavailable":
+                        raise
+                    self._waiting[user_id] = None
+                    await trio.sleep(REST_S)
+
+    async def _tell(self, user_id: UUID) -> None:
+        async with self._pool.connection() as tx:
+            here = [other for other in await people.acquaintances_of(tx, user_id) if self._switchboard.is_here(other)]
+            found = (await people.users_by_id(tx, viewer=user_id, user_ids=[user_id])) if here else {}
+        if user_id not in found:
+            return
+        data = _user_update(found[user_id])
+        for other in here:
+            for outbox in self._switchboard.of_user(other):
+                if outbox.live:
+                    outbox.hint(("user", user_id), data)
+
+
+def _user_update(user: User) -> bytes:
+    return frame(
+        "USER_UPDATE",
+        {
+            "user": {
+                "user_id": user.user_id,
+                "username": user.username,
+                "display_name": user.display_name,
+                "avatar_url": user.avatar_url,
+                "status_text": user.status_text,
+                "updated_at": rfc3339(user.updated_at),
+            }
+        },
+    )
+
+
+async def _tell_own(tx: Connection, append: Append, user_id: UUID, columns: Columns, changed: frozenset[str]) -> None:
+    """An entry each for the profile and the settings, where they changed.
+
+    A profile's values stay out of the log, which keeps them for ever; the settings, which say nothing of anybody, are told.
+    """
+    settings = {name: "true" if columns[name] else "false" for name in sorted(changed & SETTINGS)}
+    events: list[dict[str, object]] = [{"event": "profile"}] if changed - SETTINGS else []
+    events += [{"event": "settings", **settings}] if settings else []
+    for event in events:
+        own = await people.self_conversation_of(tx, user_id)
+        await append(conversation_id=own, sender_id=user_id, message_type="account", event=event)
