@@ -33,16 +33,19 @@ class Endpoint:
 
 
 async def endpoints(world: World) -> list[Endpoint]:
-    """Every endpoint of the contract. Fails where one has no sample, or a sample no endpoint."""
+    """Every endpoint of the contract that has a sample; a test of its own tells of those without."""
+    return [one for one in await all_endpoints(world) if one.name in SAMPLES]
+
+
+async def all_endpoints(world: World) -> list[Endpoint]:
+    """Every endpoint of the contract."""
     document = (await world.talk.ask("GET", "/api/openapi.json")).json()
     known = document["components"]["schemas"]
-    found = [
+    return [
         _endpoint(method.upper(), template, operation, known)
         for template, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
-    assert {one.name for one in found} == SAMPLES.keys(), "every endpoint has a sample in world.py, and no sample is left over"
-    return found
 
 
 def _endpoint(method: str, template: str, operation: dict[str, Any], known: Definitions) -> Endpoint:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.refusals.contract import Endpoint, endpoints
+from tests.refusals.contract import Endpoint, all_endpoints, endpoints
 from tests.refusals.http import Answer, is_part
 from tests.refusals.shapes import Attempt, attempts, body_text, bounds_of, fits
-from tests.refusals.world import Sample, World
+from tests.refusals.world import SAMPLES, Sample, World
 
 pytestmark = pytest.mark.timeout(120)
 
 Fault = tuple[str, str]
 
 
-async def target_of(endpoint: Endpoint, sample: Sample, **query: str) -> str:
+def target_of(endpoint: Endpoint, sample: Sample, **query: str) -> str:
     asked = {**sample.query, **query}
     return sample.path_of(endpoint.template) + (f"?{urlencode(asked)}" if asked else "")
 
@@ -34,10 +35,10 @@ def texts_of(sample: Sample) -> dict[str, str]:
 
 async def send(world: World, endpoint: Endpoint, sample: Sample, texts: dict[str, str] | None, *, bearer: str | None) -> Answer:
     body = body_text(texts) if texts is not None else None
-    return await world.talk.send_json(endpoint.method, await target_of(endpoint, sample), body, bearer=bearer)
+    return await world.talk.send_json(endpoint.method, target_of(endpoint, sample), body, bearer=bearer)
 
 
-async def still_works(world: World, endpoint: Endpoint) -> Iterator[str] | list[str]:
+async def still_works(world: World, endpoint: Endpoint) -> list[str]:
     """The valid request, afresh: its documented success."""
     sample = await endpoint.sample(world)
     answer = await send(world, endpoint, sample, texts_of(sample) if endpoint.takes_body else None, bearer=sample.bearer)
@@ -49,6 +50,11 @@ async def still_works(world: World, endpoint: Endpoint) -> Iterator[str] | list[
 
 def told_of(endpoint: Endpoint, faults: list[Fault]) -> list[str]:
     return [f"{endpoint.name}: {what}: {wrong}" for what, wrong in faults]
+
+
+async def test_every_endpoint_has_a_valid_sample(world: World) -> None:
+    """Or it would not be tried: give a new endpoint its sample in world.py."""
+    assert {one.name for one in await all_endpoints(world)} - SAMPLES.keys() == set()
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ async def try_query(world: World, endpoint: Endpoint) -> AsyncIterator[Fault]:
 async def try_any_query(world: World, endpoint: Endpoint) -> AsyncIterator[Fault]:
     """Parameters that this endpoint does not know, which is every one for most."""
     sample = await endpoint.sample(world)
-    target = await target_of(endpoint, sample)
+    target = target_of(endpoint, sample)
     joint = "&" if "?" in target else "?"
     for extra, field in (("colour=red", "colour"), ("colour", "colour"), ("x%00=1", None), ("%ff=1", None), ("a=1&" * 40, None)):
         body = body_text(texts_of(sample)) if endpoint.takes_body else None
@@ -191,8 +197,8 @@ async def try_path(world: World, endpoint: Endpoint) -> AsyncIterator[Fault]:
     body = body_text(texts_of(sample)) if endpoint.takes_body else None
     for place in sample.places:
         for text in [*(one if "%" in one else quote(one, safe="") for one in IDS), sample.foreign[place]]:
-            path = endpoint.template.format(**{**sample.places, place: text})
-            answer = await world.talk.send_json(endpoint.method, path, body, bearer=sample.bearer)
+            target = target_of(endpoint, replace(sample, places={**sample.places, place: text}))
+            answer = await world.talk.send_json(endpoint.method, target, body, bearer=sample.bearer)
             if wrong := answer.fault(404, "not_found"):
                 yield f"{place} {text[:40]}", wrong
     assert sample.foreign.keys() == sample.places.keys(), f"{endpoint.name}: every id of the path has a foreign one"
@@ -213,7 +219,7 @@ async def test_every_id_of_every_path(world: World, capsys: pytest.CaptureFixtur
 async def try_unsigned(world: World, endpoint: Endpoint) -> AsyncIterator[Fault]:
     """Nobody is told anything about a body, a parameter or an id before who they are."""
     sample = await endpoint.sample(world)
-    valid = await target_of(endpoint, sample)
+    valid = target_of(endpoint, sample)
     bodies = [body_text(texts_of(sample)), "{", "[]", "{}", '{"colour": "red"}', None] if endpoint.takes_body else [None]
     strange = dict.fromkeys(sample.places, "x")
     paths = [valid, endpoint.template.format(**{**sample.places, **sample.foreign}), endpoint.template.format(**strange)]

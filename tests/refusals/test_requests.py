@@ -36,7 +36,7 @@ def padded(endpoint: Endpoint, sample: Sample, size: int) -> bytes:
 
 async def try_bodies(world: World, endpoint: Endpoint) -> AsyncIterator[tuple[str, str]]:
     sample = await endpoint.sample(world)
-    target, valid = await target_of(endpoint, sample), body_text(texts_of(sample)).encode()
+    target, valid = target_of(endpoint, sample), body_text(texts_of(sample)).encode()
 
     async def fault(body: bytes | None, status: int, code: str, headers: Headers = JSON) -> str | None:
         answer = await world.talk.ask(endpoint.method, target, headers, body, bearer=sample.bearer)
@@ -101,7 +101,7 @@ async def test_body_of_exactly_128_kib_is_taken_and_keys_given_twice_count_once(
     for endpoint in await endpoints(world):
         if endpoint.takes_body:
             sample = await endpoint.sample(world)
-            target, most = await target_of(endpoint, sample), padded(endpoint, sample, MAX_BODY_BYTES)
+            target, most = target_of(endpoint, sample), padded(endpoint, sample, MAX_BODY_BYTES)
             answer = await world.talk.ask(endpoint.method, target, JSON, most, bearer=sample.bearer)
             assert answer.status == endpoint.success, (endpoint.name, answer)
     rename = f"/api/conversations/{world.group_id}"
