@@ -239,7 +239,8 @@ class Device:
 
     def stop_reading(self) -> None:
         """Leave what comes in the socket, as a reader that is asleep does, until `read_on`."""
-        self._reading = trio.Event()
+        if self._reading.is_set():
+            self._reading = trio.Event()
 
     def read_on(self) -> None:
         self._reading.set()
