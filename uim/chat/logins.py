@@ -78,6 +78,10 @@ class Logins:
             if is_news:
                 self._on_ended(login_id)
 
+    def has_ended(self, login_id: UUID) -> bool:
+        """Whether this process has heard that the login has ended. Does not await."""
+        return login_id in self._ended
+
     def _remembered(self, login_id: UUID) -> _Living | None:
         if login_id in self._ended:
             raise _session_ended()

@@ -175,6 +175,11 @@ class Outbox:
         self.wake = trio.Event()
         return taken
 
+    def put_back(self, taken: bytes) -> None:
+        """What was taken has not left after all."""
+        self.frames.insert(0, taken)
+        self.size = sum(map(len, self.frames))
+
     def written(self, size: int) -> None:
         """That many bytes have left. The clock of what is unconfirmed starts now; what came late has room now."""
         self.size -= size

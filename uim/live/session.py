@@ -92,6 +92,9 @@ class Session:
         with self.house.switchboard.attached(self.outbox) as is_attached:
             if not is_attached:
                 self.cut(Cut.TOO_MANY_DEVICES)
+            elif self.house.logins.has_ended(self.caller.login_id):
+                # Between its check and our registration: whoever told of it found nobody here to cut.
+                self.cut(Cut.LOGIN_ENDED)
             try:
                 with self.life:
                     async with trio.open_nursery() as nursery:
@@ -154,6 +157,10 @@ class Session:
                 self._stream.hang_up()
                 self.life.cancel()
                 return
+            except trio.Cancelled:
+                if not self._stream.torn:
+                    outbox.put_back(data)  # for the goodbye: an answer that was ready is still given
+                raise
             outbox.written(len(data))
 
     async def _heartbeat(self) -> None:

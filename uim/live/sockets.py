@@ -21,10 +21,12 @@ class FrameStream(trio.abc.Stream):
         self.torn = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write whole frames. Cancelled in mid-write, the stream is torn."""
+        """Write whole frames. Cancelled in mid-write, the stream is torn; `torn` tells whether it was."""
         async with self._lock:
             if self.torn:
                 raise trio.BrokenResourceError("an earlier write was cut")
+            # Cancelled before the first byte, nothing is torn. No await from here to the socket's own look at that.
+            await trio.lowlevel.checkpoint_if_cancelled()
             self.torn = True
             await self._beneath.send_all(data)
             self.torn = False

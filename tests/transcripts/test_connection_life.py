@@ -1,0 +1,390 @@
+"""The life of connections: one a device, so many a user, signs of life, bugs, keys in Redis, TLS, and the drain."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+import msgspec
+import psycopg
+import pytest
+import redis
+import trio
+import trio.testing
+import trio_websocket
+import trustme
+
+from tests.house import Device, Person, Server, serving, settings_for
+from tests.test_cli import environment, started
+from tests.test_cli import settings_for as variables_for
+from uim import listener
+from uim.admission import Admission
+from uim.cli.binding import address_of, listen
+from uim.config import Bind
+from uim.errors import Cut
+from uim.live.session import SILENCE_S
+from uim.live.upgrade import WebSocketFront
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not holds():
+            await trio.sleep(0.005)
+
+
+async def refused(person: Person, device: str) -> tuple[int, dict[str, Any]]:
+    """The HTTP status and problem with which this device is not let in."""
+    with pytest.raises(trio_websocket.ConnectionRejected) as rejected:
+        await person.open(device)
+    return rejected.value.status_code, msgspec.json.decode(rejected.value.body or b"")
+
+
+# --- one connection a device ---
+
+
+async def test_a_devices_newest_connection_replaces_the_older(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    conversation_id = await server.pair(alice, bob)
+    older = await alice.connect("phone")
+    newer = await alice.connect("phone")
+    assert await older.closing(Cut.REPLACED) == "replaced by another connection of this device"
+    await (await bob.connect()).say(conversation_id, "hello")
+    assert (await newer.expect("MESSAGE_RECEIVE"))["payload"]["content"] == "hello"
+    assert older.contents() == []
+
+
+async def test_of_connections_of_one_device_made_at_once_one_stays(server: Server) -> None:
+    alice = await server.register("alice")
+    for _ in range(5):
+        devices: list[Device] = []
+
+        async def connect(devices: list[Device] = devices) -> None:
+            path = f"{server.url.replace('http', 'ws', 1)}/ws?device_id=phone"
+            device = Device(alice, True)
+            devices.append(device)
+            await server.nursery.start(device.run, path, [(b"Authorization", alice.bearer["Authorization"].encode())])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(connect)
+        await until(lambda devices=devices: sum(device.ended.is_set() for device in devices) == 3)  # type: ignore[misc]  # bound for this round
+        (left,) = [device for device in devices if not device.ended.is_set()]
+        await left.live()
+        await server.house.tailer._poll()  # what it has to say of this device's connections
+        await left.roundtrip()
+        assert {device.closed[0] for device in devices if device.closed} == {Cut.REPLACED.close_code}
+        assert server.house.switchboard.connections == 1
+
+
+async def test_who_is_replaced_while_the_database_keeps_it_waiting_does_not_come_back(server: Server, database_url: str) -> None:
+    alice = await server.register("alice")
+    await (await alice.connect("phone")).leave()
+    async with server.house.pool.transaction() as tx, trio.open_nursery() as nursery:
+        await tx.execute("select from device_cursors for update")
+        path = f"{server.url.replace('http', 'ws', 1)}/ws?device_id=phone"
+        headers = [(b"Authorization", alice.bearer["Authorization"].encode())]
+        older, newer = Device(alice, True), Device(alice, True)
+        await server.nursery.start(older.run, path, headers)
+        await until(lambda: server.house.switchboard.connections == 1)
+        await server.nursery.start(newer.run, path, headers)
+        nursery.start_soon(older.closing, Cut.REPLACED)
+    await newer.live()
+    await server.house.tailer._poll()
+    await newer.roundtrip()
+
+
+# --- so many devices, so many connections ---
+
+
+async def test_one_device_too_many_is_told_and_the_others_stay(database_url: str, redis_url: str) -> None:
+    async with serving(settings_for(database_url, redis_url, devices_per_user=2)) as server:
+        alice, bob = await server.register("alice"), await server.register("bob")
+        phone, laptop = await alice.connect("phone"), await alice.connect("laptop")
+        assert phone.ready["limits"]["devices"] == 2
+        with pytest.raises(AssertionError, match=r"closed \(4429, 'too many devices'\)"):
+            await alice.open("tablet")
+        await bob.connect("tablet")
+        again = await alice.connect("phone")  # its own place
+        await phone.closing(Cut.REPLACED)
+        await laptop.leave()
+        await until(lambda: server.house.switchboard.connections == 2)
+        await alice.connect("tablet")
+        await again.roundtrip()
+
+
+async def test_over_the_processs_bound_the_upgrade_is_503(database_url: str, redis_url: str) -> None:
+    async with serving(settings_for(database_url, redis_url, max_connections=2)) as server:
+        alice = await server.register("alice")
+        phone = await alice.connect("phone")
+        await alice.connect("laptop")
+        status, problem = await refused(alice, "tablet")
+        assert (status, problem["code"], problem["retry_after"]) == (503, "unavailable", 5.0)
+        await phone.leave()
+        await until(lambda: server.house.switchboard.connections == 1)
+        await alice.connect("tablet")
+
+
+async def test_a_login_that_ends_between_its_check_and_its_registration_is_cut(server: Server) -> None:
+    """The socket was accepted for a living login; the news of its end found nobody registered yet."""
+    alice = await server.register("alice")
+
+    def end_login(address: str, port: int) -> None:
+        server.house.logins.ended([UUID(alice.login_id)])
+
+    front = WebSocketFront(server.house, on_signed_in=end_login, is_draining=lambda: False)
+    sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        serve = partial(listener.serve, sockets, tls=None, http=front, websocket=front, admission=Admission())
+        running: listener.Listener = await nursery.start(serve)
+        device = Device(alice, True)
+        url = f"ws://127.0.0.1:{running.addresses[0][1]}/ws"
+        await nursery.start(device.run, url, [(b"Authorization", alice.bearer["Authorization"].encode())])
+        await device.closing(Cut.LOGIN_ENDED)
+        nursery.cancel_scope.cancel()
+
+
+# --- signs of life ---
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """Runs as fast as the real one, and can be set forward."""
+    return trio.testing.MockClock(rate=1.0)
+
+
+async def test_any_frame_is_a_sign_of_life_and_silence_ends_the_connection(clock: trio.testing.MockClock, server: Server) -> None:
+    alice = await server.register("alice")
+    talker, silent = await alice.connect("laptop"), await alice.connect("phone")
+    await silent.roundtrip()  # its confirmation has been heard
+    for text in ('{"type":"HEARTBEAT_PING","payload":{}}', '{"type":"NO_SUCH_TYPE","payload":{}}', "not even JSON"):
+        clock.jump(SILENCE_S / 3 - 1)
+        await talker.send_text(text)
+        await talker.expect(lambda frame: frame["type"] in ("HEARTBEAT_PONG", "ERROR"))
+        assert not silent.ended.is_set()
+    clock.jump(3)
+    assert await silent.closing(Cut.SILENT) == "no sign of life"
+    await talker.roundtrip()
+    clock.jump(SILENCE_S + 1)
+    await talker.closing(4408)
+    await until(lambda: server.house.switchboard.connections == 0)
+
+
+async def test_ping_is_answered_with_the_servers_time_and_position(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    conversation_id = await server.pair(alice, bob)
+    phone, laptop = await bob.connect("phone"), await alice.connect("laptop")
+    assert (phone.ready["heartbeat_interval"], phone.ready["heartbeat_timeout"]) == (30, SILENCE_S)
+    said = await laptop.say(conversation_id, "hello")
+    await phone.reached(said["message_id"])
+    pong = await phone.roundtrip()
+    assert pong["last_sync_id"] == said["message_id"]
+    assert pong["server_time"].endswith("Z")
+
+
+async def test_a_bug_ends_its_connection_with_1011_and_the_server_lives(server: Server, database_url: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    conversation_id = await server.pair(alice, bob)
+    laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
+    with psycopg.connect(database_url, autocommit=True) as database:
+        # What no code expects: a table is gone.
+        database.execute("alter table participations rename to mislaid")
+        await phone.send("MESSAGE_ACK", status="read", conversation_id=str(UUID(int=1)), message_id=1)
+        assert await phone.closing(Cut.BUG) == "internal error"
+        database.execute("alter table mislaid rename to participations")
+    again = await bob.connect("phone")
+    await laptop.say(conversation_id, "still here?")
+    assert (await again.expect("MESSAGE_RECEIVE"))["payload"]["content"] == "still here?"
+
+
+# --- keys in Redis ---
+
+
+async def test_session_keys_tell_of_connections_and_go_with_them(server: Server, redis_url: str) -> None:
+    alice = await server.register("alice")
+    phone = await alice.open("phone", platform="ios", app_version="1.2")
+    key, index = f"session:{alice.user_id}:phone", f"sessions:{alice.user_id}"
+    with redis.Redis.from_url(redis_url) as client:
+
+        def held() -> dict[str, Any]:
+            return cast(dict[str, Any], msgspec.json.decode(cast(bytes, client.get(key) or b"{}")))
+
+        await until(lambda: client.exists(index) == 1)
+        session = held()
+        assert session.keys() == {
+            "session_id", "user_id", "device_id", "connected_at", "last_heartbeat", "client_info", "process",
+        }  # fmt: skip
+        assert (session["session_id"], session["user_id"], session["device_id"]) == (
+            phone.ready["session_id"],
+            alice.user_id,
+            "phone",
+        )
+        told = session["client_info"]
+        assert (told["platform"], told["app_version"], told["ip_address"]) == ("ios", "1.2", "127.0.0.1")
+        assert told["user_agent"] is None, "trio-websocket gives none"
+        assert client.smembers(index) == {b"phone"}
+
+        client.expire(key, 5)
+        await phone.roundtrip()
+        await until(lambda: cast(int, client.ttl(key)) > 80 and cast(int, client.ttl(index)) > 80)
+        assert held()["last_heartbeat"] >= session["last_heartbeat"]
+        assert held()["connected_at"] == session["connected_at"]
+
+        newer = await alice.connect("phone")
+        await phone.closing(Cut.REPLACED)
+        await server.house.link.call("PING")  # what the older had to say in leaving is said
+        assert held()["session_id"] == newer.ready["session_id"], "the older leaves the newer one's key alone"
+        assert client.smembers(index) == {b"phone"}
+
+        laptop = await alice.connect("laptop")
+        await newer.leave()
+        await until(lambda: not client.exists(key))
+        assert client.smembers(index) == {b"laptop"}
+        await laptop.leave()
+        await until(lambda: not client.exists(index))
+
+
+# --- TLS ---
+
+
+async def test_https_and_wss_share_the_port_and_speak_tls_1_2_and_1_3_alone(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    with (tmp_path / "cert.pem").open("wb") as chain:
+        chain.writelines(pem.bytes() for pem in certificate.cert_chain_pems)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    settings = settings_for(database_url, redis_url, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    async with serving(settings) as server, httpx.AsyncClient(base_url=server.url, verify=trust) as http:
+        server.http = http
+        alice = await server.register("alice")
+        headers = [(b"Authorization", alice.bearer["Authorization"].encode())]
+        async with trio_websocket.open_websocket_url(
+            server.url.replace("https", "wss") + "/ws", ssl_context=trust, extra_headers=headers
+        ) as ws:
+            ready = msgspec.json.decode(await ws.get_message())
+            assert (ready["type"], ready["payload"]["user_id"]) == ("SESSION_READY", alice.user_id)
+        port = server.url.rpartition(":")[2]
+        for option, is_spoken in (("-tls1_2", True), ("-tls1_3", True), ("-tls1_1", False)):
+            command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", option, "-cipher", "ALL:@SECLEVEL=0"]
+            done = await trio.run_process(command, stdin=b"", capture_stdout=True, stderr=subprocess.STDOUT, check=False)
+            assert (b"Cipher is (NONE)" not in done.stdout) is is_spoken, done.stdout.decode()
+
+
+# --- the drain ---
+
+
+async def keep_saying(device: Device, conversation_id: str, acked: dict[str, int], enough: Callable[[], object]) -> None:
+    """Send one text after the other until the connection ends; notes what was acknowledged."""
+    number = 0
+    while not device.ended.is_set():
+        client_id = f"{device.person.username}-{number}"
+        number += 1
+        try:
+            answer = await device.say(conversation_id, "under load", client_id)
+        except (AssertionError, trio_websocket.ConnectionClosed):
+            assert device.ended.is_set()
+            return
+        if answer["type"] == "MESSAGE_ACK":
+            acked[client_id] = answer["message_id"]
+            enough()
+
+
+async def test_a_drain_under_load_tells_everybody_and_loses_nothing_acknowledged(database_url: str, redis_url: str) -> None:
+    acked: dict[str, int] = {}
+    under_way = trio.Event()
+    async with serving(settings_for(database_url, redis_url)) as server:
+        people = [await server.register(f"user{number}") for number in range(10)]
+        devices: list[Device] = []
+
+        async def connect(person: Person, number: int) -> None:
+            devices.append(await person.connect(f"device{number}"))
+
+        async with trio.open_nursery() as nursery:
+            for person in people:
+                for number in range(10):
+                    nursery.start_soon(connect, person, number)
+        assert server.house.switchboard.connections == 100
+        for one, other in zip(people[::2], people[1::2], strict=True):
+            conversation_id = await server.pair(one, other)
+            for person in (one, other):
+                talker = next(device for device in devices if device.person is person)
+                enough = lambda: under_way.set() if len(acked) > 100 else None  # noqa: E731
+                server.nursery.start_soon(keep_saying, talker, conversation_id, acked, enough)
+        with trio.fail_after(20):
+            await under_way.wait()
+        started_at = trio.current_time()
+        server.stop.set()
+        for device in devices:
+            reason = await device.closing(Cut.RESTART)
+            assert reason is not None and reason.startswith("retry_after_ms=")
+            assert 0 < int(reason.partition("=")[2]) <= 5_000
+    assert trio.current_time() - started_at < 10
+    with psycopg.connect(database_url) as database:
+        found = dict(
+            database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall()
+        )
+    assert len(acked) > 100
+    assert {client_id: found.get(client_id) for client_id in acked} == acked
+
+
+async def test_while_draining_nobody_new_is_let_in(server: Server) -> None:
+    alice = await server.register("alice")
+    server.stop.set()
+    with pytest.raises((trio_websocket.HandshakeError, OSError)):
+        await alice.open("phone")
+
+
+@asynccontextmanager
+async def program(database_url: str, redis_url: str) -> AsyncIterator[tuple[subprocess.Popen[str], Server]]:
+    """`uim serve` as a process of its own, and a way to talk to it."""
+    (public,), (operations,) = listen([Bind("127.0.0.1", 0)]), listen([Bind("127.0.0.1", 0)])
+    with public, operations:
+        binds = {"UIM_BIND": f"fd://{public.fileno()}", "UIM_OPERATIONS_BIND": f"fd://{operations.fileno()}"}
+        environ = environment(**variables_for(database_url, redis_url), **binds)
+        with started("serve", environ=environ, fds=(public.fileno(), operations.fileno())) as process:
+            url = f"http://{address_of(public)}"
+            async with trio.open_nursery() as nursery, httpx.AsyncClient(base_url=url, timeout=20) as http:
+                while True:
+                    try:
+                        await http.get("/health")
+                        break
+                    except httpx.TransportError:
+                        assert process.poll() is None, process.communicate()[0]
+                yield process, Server(cast(Any, None), url, "", http, nursery, trio.Event())
+                nursery.cancel_scope.cancel()
+
+
+async def test_sigterm_ends_the_program_with_0_within_10_seconds_and_its_clients_are_told(
+    database_url: str, redis_url: str
+) -> None:
+    async with program(database_url, redis_url) as (process, server):
+        alice, bob = await server.register("alice"), await server.register("bob")
+        conversation_id = await server.pair(alice, bob)
+        laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
+        acked: dict[str, int] = {}
+        under_way = trio.Event()
+        server.nursery.start_soon(keep_saying, laptop, conversation_id, acked, under_way.set)
+        with trio.fail_after(10):
+            await under_way.wait()
+        process.send_signal(signal.SIGTERM)
+        for device in (laptop, phone):
+            await device.closing(Cut.RESTART)
+        assert await trio.to_thread.run_sync(process.wait, 10) == 0
+    with psycopg.connect(database_url) as database:
+        found = dict(
+            database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall()
+        )
+    assert {client_id: found.get(client_id) for client_id in acked} == acked
