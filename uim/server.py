@@ -33,12 +33,15 @@ from uim.api.app import new_app
 from uim.api.connection import HttpFront
 from uim.api.conversations import add_conversation_routes
 from uim.api.deletion import add_deletion_routes
+from uim.api.friends import add_friends
+from uim.api.export import add_export
 from uim.api.messages import add_message_routes
 from uim.api.openapi import add_openapi
 from uim.api.operations import Checkup, add_public_health, operations_app
 from uim.api.people import add_people
 from uim.api.profiles import add_profiles
 from uim.api.routes import Routes, register
+from uim.api.search import add_search
 from uim.api.sync import add_sync
 from uim.chat import redelivery
 from uim.chat.house import House, build_house
@@ -126,6 +129,8 @@ async def serve(
         for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)
+        await tree.start(house.indexer.run)
+        await tree.start(house.typing.run)
         public = await tree.start(
             partial(listener.serve, _listeners(sockets), tls=tls, http=http, websocket=sockets_front, admission=admission)
         )
@@ -183,9 +188,12 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
     add_accounts(routes, house.accounts, door, on_signed_in=admission.signed_in)
     add_people(routes, house.people)
     add_profiles(routes, house.profiles, house.farewell)
+    add_export(routes, house.exports)
+    add_friends(routes, friends=house.friends, blocks=house.blocks)
     add_conversation_routes(routes, conversations=house.conversations)
     add_message_routes(routes, history=house.history, writer=house.writer, receipts=house.receipts)
     add_deletion_routes(routes, house.deletion)
+    add_search(routes, house.search)
     add_sync(routes, house)
     add_openapi(routes, title="UIM", version=__version__)
     register(app, routes, authenticate=door.authenticate, on_signed_in=admission.signed_in)

@@ -142,6 +142,8 @@ async def test_rules_that_no_schema_tells(world: World) -> None:
         ("MESSAGE_ACK", {"status": "read", "message_id": 1}, "validation_failed", "conversation_id", None),
         ("MESSAGE_ACK", {"status": "delivered", "message_id": 2**53 - 1}, "validation_failed", "message_id", None),
         ("MESSAGE_ACK", {"status": "read", "conversation_id": nowhere, "message_id": 1}, "not_found", None, None),
+        ("TYPING_INDICATOR", {"conversation_id": nowhere, "typing": True}, "not_found", None, None),
+        ("TYPING_INDICATOR", {"conversation_id": world.foreign_group_id, "typing": True}, "not_found", None, None),
         ("MESSAGE_ACK", {"status": "read", "conversation_id": world.foreign_group_id, "message_id": 1}, "not_found", None, None),
     ]  # fmt: skip
     for name, payload, code, field, client_id in cases:

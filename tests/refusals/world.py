@@ -188,6 +188,11 @@ async def _delete_account(world: World) -> Sample:
     )
 
 
+@sample("GET /api/users/me/export")
+async def _export(world: World) -> Sample:
+    return Sample()
+
+
 @sample("GET /api/users")
 async def _find_users(world: World) -> Sample:
     return Sample(query={"query": "bob", "limit": "2"})
@@ -196,6 +201,52 @@ async def _find_users(world: World) -> Sample:
 @sample("GET /api/users/{user_id}")
 async def _user(world: World) -> Sample:
     return Sample(places={"user_id": world.eve.user_id}, foreign={"user_id": str(uuid4())})
+
+
+# -- friends and blocks -----------------------------------------------------------------------------------------------------
+
+
+@sample("GET /api/friends")
+async def _friends(world: World) -> Sample:
+    return Sample(query={"limit": "2"})
+
+
+@sample("POST /api/friends")
+async def _ask_to_be_friends(world: World) -> Sample:
+    asked = await world.server.register("asked")
+    return Sample(body={"user_id": asked.user_id}, told=frozenset({"not_found"}))
+
+
+@sample("PUT /api/friends/{user_id}")
+async def _accept_friend(world: World) -> Sample:
+    asker = await world.server.register("asker")
+    await asker.post("/api/friends", {"user_id": world.alice.user_id}, expect=201)
+    return Sample(places={"user_id": asker.user_id}, foreign={"user_id": world.eve.user_id})
+
+
+@sample("DELETE /api/friends/{user_id}")
+async def _end_friendship(world: World) -> Sample:
+    asked = await world.server.register("asked")
+    await world.alice.post("/api/friends", {"user_id": asked.user_id}, expect=201)
+    return Sample(places={"user_id": asked.user_id}, foreign={"user_id": world.eve.user_id})
+
+
+@sample("GET /api/blocks")
+async def _blocks(world: World) -> Sample:
+    return Sample(query={"limit": "2"})
+
+
+@sample("PUT /api/blocks/{user_id}")
+async def _block(world: World) -> Sample:
+    pest = await world.server.register("pest")
+    return Sample(places={"user_id": pest.user_id}, foreign={"user_id": str(uuid4())})
+
+
+@sample("DELETE /api/blocks/{user_id}")
+async def _unblock(world: World) -> Sample:
+    pest = await world.server.register("pest")
+    await world.alice.call("PUT", f"/api/blocks/{pest.user_id}", expect=204)
+    return Sample(places={"user_id": pest.user_id}, foreign={"user_id": world.eve.user_id})
 
 
 # -- conversations ----------------------------------------------------------------------------------------------------------

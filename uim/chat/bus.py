@@ -6,7 +6,7 @@ from the database anyway, ended logins and replaced connections by the tailer's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -59,6 +59,7 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     changed: list[UUID] = []
     ended: list[UUID] = []
     replaced: list[tuple[UUID, str, int]] = []
+    typing: list[tuple[UUID, UUID, bool, list[UUID]]] = []
     profiles: list[UUID] = []
 
 
@@ -76,6 +77,7 @@ class Bus:
         on_changed: Callable[[UUID], None],
         on_ended: Callable[[Iterable[UUID]], None],
         on_replaced: Callable[[UUID, str, int], None],
+        on_typing: Callable[[UUID, UUID, bool, list[UUID]], None] = lambda conversation_id, user_id, is_typing, members: None,
         on_profile: Callable[[UUID], None],
     ) -> None:
         self._link = link
@@ -86,6 +88,7 @@ class Bus:
         self._on_changed = on_changed
         self._on_ended = on_ended
         self._on_replaced = on_replaced
+        self._on_typing = on_typing
         self._on_profile = on_profile
         self._decoder = msgspec.msgpack.Decoder(Word)
         self._others_hear = True
@@ -117,6 +120,10 @@ class Bus:
         if connection_no > 1:
             self._say(replaced=[(user_id, device_id, connection_no)])
 
+    def typing(self, conversation_id: UUID, user_id: UUID, is_typing: bool, members: Sequence[UUID]) -> None:
+        if self._others_hear:
+            self._say(typing=[(conversation_id, user_id, is_typing, members)])
+
     def profile_changed(self, user_id: UUID) -> None:
         self._say(profiles=[user_id])
 
@@ -144,6 +151,8 @@ class Bus:
             self._on_ended(word.ended)
         for replaced in word.replaced:
             self._on_replaced(*replaced)
+        for typing in word.typing:
+            self._on_typing(*typing)
         for user_id in word.profiles:
             self._on_profile(user_id)
 

@@ -6,29 +6,35 @@ A frozen list of collaborators and the wiring between them: who hears of what. R
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from uim.chat.accounts import Accounts
 from uim.chat.announcements import Announcements
+from uim.chat.blocks import Blocks
 from uim.chat.bus import Bus
 from uim.chat.callers import Origins
 from uim.chat.catchup import CatchUp
 from uim.chat.conversations import Conversations
 from uim.chat.deletion import Deletion
+from uim.chat.export import Exports
 from uim.chat.farewell import Farewell
+from uim.chat.friends import Friends
 from uim.chat.history import History
+from uim.chat.indexer import Indexer
 from uim.chat.logins import Logins
 from uim.chat.memberships import Memberships
 from uim.chat.passwords import Passwords, Throttle
 from uim.chat.people import People
 from uim.chat.profiles import Profiles
 from uim.chat.receipts import Receipts, Unread
+from uim.chat.search import Search
 from uim.chat.sessions import Sessions
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.chat.tokens import Tokens
+from uim.chat.typing import Typing
 from uim.chat.writer import Writer
 from uim.config import Settings
 from uim.model.message import Entry
@@ -61,9 +67,15 @@ class House:
     people: People
     conversations: Conversations
     history: History
+    search: Search
+    indexer: Indexer
     deletion: Deletion
+    friends: Friends
+    blocks: Blocks
+    typing: Typing
     profiles: Profiles
     farewell: Farewell
+    exports: Exports
 
 
 def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> House:
@@ -95,9 +107,23 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
     def on_told(advances: list[Advance], unread: Unread) -> None:
         bus.told(advances, unread)
 
+    def on_parted(one: UUID, other: UUID) -> None:
+        typing.part(one, other)
+
+    def on_typing(conversation_id: UUID, user_id: UUID, is_typing: bool, members: Sequence[UUID]) -> None:
+        bus.typing(conversation_id, user_id, is_typing, members)
+
+    def on_passed(entry: Entry) -> None:
+        if entry.message_type == "text":
+            typing.posted(entry)
+        elif entry.message_type == "account":
+            blocks.follow(entry)
+
     announcements = Announcements(pool, switchboard, memberships)
     receipts = Receipts(pool, switchboard, on_told)
     writer = Writer(settings.database_url, on_appended)
+    blocks = Blocks(pool, writer, switchboard, on_parted=on_parted)
+    typing = Typing(switchboard, memberships, blocks, on_typing)
     tokens = Tokens(settings.jwt_keys, time.time)
     throttle = Throttle(time.monotonic)
     logins = Logins(pool, tokens, on_ended=on_login_ended)
@@ -109,6 +135,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         on_changed=announcements.changed,
         on_logins_ended=on_logins_ended,
         bus_is_up=lambda: link.hears,
+        on_passed=on_passed,
     )
     accounts = Accounts(pool=pool, writer=writer, passwords=passwords, tokens=tokens, logins=logins, throttle=throttle)
     profiles = Profiles(pool=pool, writer=writer, accounts=accounts, switchboard=switchboard, on_changed=on_profile_changed)
@@ -121,6 +148,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         on_changed=announcements.changed,
         on_ended=on_logins_ended,
         on_replaced=switchboard.cut_older,
+        on_typing=typing.heard,
         on_profile=profiles.changed,
     )
     return House(
@@ -143,7 +171,13 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         people=People(pool),
         conversations=Conversations(pool, writer, on_made),
         history=History(pool),
+        search=Search(pool),
+        indexer=Indexer(settings.database_url),
         deletion=Deletion(writer),
+        friends=Friends(pool, writer),
+        blocks=blocks,
+        typing=typing,
         profiles=profiles,
+        exports=Exports(settings.database_url),
         farewell=Farewell(writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made),
     )

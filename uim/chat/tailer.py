@@ -36,7 +36,10 @@ log = get_logger(__name__)
 
 
 class Tailer:
-    """One a process. `position`: every entry up to here has been handed on to those who are live here."""
+    """One a process. `position`: every entry up to here has been handed on to those who are live here.
+
+    `on_passed(entry)` hears, without awaiting, of each entry of the log, in its order, once those have it who may.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Tailer:
         on_changed: Callable[[UUID], None],
         on_logins_ended: Callable[[Iterable[UUID]], None],
         bus_is_up: Callable[[], bool],
+        on_passed: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
         self._url = database_url
         self._switchboard = switchboard
@@ -56,6 +60,7 @@ class Tailer:
         self._on_changed = on_changed
         self._on_logins_ended = on_logins_ended
         self._bus_is_up = bus_is_up
+        self._on_passed = on_passed
         self._pending: dict[int, Entry] = {}
         self._wake = trio.Event()
         self._tx: Connection | None = None
@@ -144,6 +149,7 @@ class Tailer:
             self._take_back(entry)
         if entry.message_type == "system":
             self._announce(entry)
+        self._on_passed(entry)
 
     def _take_back(self, deletion: Entry) -> None:
         """What was deleted for everyone leaves the ring too; those who catch up from it get what the database would give."""

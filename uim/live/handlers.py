@@ -10,9 +10,11 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 from msgspec import UNSET
 
+from uim.chat.memberships import Membership
 from uim.errors import UIMError, invalid, not_found
 from uim.live.session import Session
 from uim.model.ids import rfc3339
@@ -24,6 +26,7 @@ from uim.wire.frames import (
     MessageAck,
     MessageSend,
     SyncRequest,
+    TypingIndicator,
     check_metadata,
     check_text,
     error_frame,
@@ -128,15 +131,34 @@ async def acknowledge(session: Session, received: MessageAck) -> None:
         return
     if said.conversation_id is UNSET:
         raise invalid("conversation_id", "is required with status read")
-    membership = session.house.memberships.get(said.conversation_id)
+    await _membership(session, said.conversation_id)
+    session.house.receipts.read(session.caller.user_id, said.conversation_id, said.message_id)
+
+
+async def say_typing(session: Session, received: TypingIndicator) -> None:
+    """To the members who are connected. Without the database it goes on wherever the members are known."""
+    said = received.payload
+    membership = await _membership(session, said.conversation_id)
+    session.house.typing.said(
+        user_id=session.caller.user_id,
+        conversation_id=said.conversation_id,
+        is_typing=said.typing,
+        members=membership.open,
+    )
+
+
+async def _membership(session: Session, conversation_id: UUID) -> Membership:
+    """Who is in a conversation of the caller's, from memory or the database. Raises not_found, `unavailable`."""
+    memberships = session.house.memberships
+    membership = memberships.get(conversation_id)
     if membership is None:
         async with session.house.pool.connection() as tx:
-            found = await messages.stays_of(tx, [said.conversation_id])
-        session.house.memberships.learn(list(found), found)
-        membership = session.house.memberships.get(said.conversation_id)
+            found = await messages.stays_of(tx, [conversation_id])
+        memberships.learn(list(found), found)
+        membership = memberships.get(conversation_id)
     if membership is None or not membership.is_member(session.caller.user_id):
         raise not_found("no such conversation")
-    session.house.receipts.read(session.caller.user_id, said.conversation_id, said.message_id)
+    return membership
 
 
 async def sync(session: Session, received: SyncRequest) -> None:
@@ -151,5 +173,6 @@ HANDLERS: Final[dict[type, Handler]] = {
     HeartbeatPing: ping,
     MessageSend: send,
     MessageAck: acknowledge,
+    TypingIndicator: say_typing,
     SyncRequest: sync,
 }

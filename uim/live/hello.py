@@ -83,7 +83,7 @@ def session_ready(house: House, outbox: Outbox, opened: Opened, behind: int) -> 
         "server_time": rfc3339(datetime.fromtimestamp(time.time(), UTC)),
         "protocol": 1,
         "server_version": __version__,
-        "features": ["messages", "groups", "receipts", "sync"],
+        "features": ["messages", "groups", "receipts", "sync", "friends", "blocks", "typing", "search"],
         "epoch": {"number": epoch.number, "base": epoch.base, "after": epoch.after},
         "last_sync_id": opened.at,
         "behind": behind,

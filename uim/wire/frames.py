@@ -53,6 +53,11 @@ class Ack(_Payload, frozen=True):
     conversation_id: UUID | UnsetType = UNSET
 
 
+class TypingState(_Payload, frozen=True):
+    conversation_id: UUID
+    typing: bool
+
+
 class SyncFrom(_Payload, frozen=True):
     last_sync_id: MessageId
 
@@ -74,11 +79,15 @@ class MessageAck(_Frame, frozen=True, tag="MESSAGE_ACK"):
     payload: Ack
 
 
+class TypingIndicator(_Frame, frozen=True, tag="TYPING_INDICATOR"):
+    payload: TypingState
+
+
 class SyncRequest(_Frame, frozen=True, tag="SYNC_REQUEST"):
     payload: SyncFrom
 
 
-ClientFrame = HeartbeatPing | MessageSend | MessageAck | SyncRequest
+ClientFrame = HeartbeatPing | MessageSend | MessageAck | TypingIndicator | SyncRequest
 
 
 def check_text(text: str, field: str) -> str:
