@@ -204,6 +204,7 @@ class Session:
             if opened.at > opened.was:
                 reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
                 self.house.receipts.delivered(user_id, reached)
+            await self.house.blocks.learn(tx, user_id)
             behind = await messages.count_after(tx, user_id=user_id, after=opened.at, limit=MAX_BEHIND)
         self.outbox.connection_no = opened.connection_no
         self.outbox.start_at(opened.at)
