@@ -216,4 +216,4 @@ async def test_a_full_line_refuses_at_once(database_url: str) -> None:
         with pytest.raises(UIMError, match="too many messages at once") as refused:
             desk.writer.submit(text(uuid4(), uuid4()), lambda what: None)
         assert (refused.value.code, refused.value.retry_after_s) == ("unavailable", 1.0)
-        assert desk.writer.statistics()["waiting"] == MAX_WAITING
+        assert desk.writer.waiting == MAX_WAITING

@@ -137,7 +137,8 @@ class Writer:
         self._tx: Connection | None = None
         self._closing = False
         self.drained = trio.Event()
-        self._busy = False
+        # For metrics: plain numbers, read at a scrape.
+        self.appended = self.appends = self.dead_letters = 0
         self.epoch = epochs.Epoch(0, 0, 0)
         # The session of each text whose commit is not yet answered: the tailer may read it from the database first.
         self._origins: dict[tuple[UUID, str], UUID] = {}
@@ -206,11 +207,9 @@ class Writer:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
-            self._busy = True
             # A started append is finished whatever happens outside: its outcome must be known.
             with trio.CancelScope(shield=True):
                 await self._step()
-            self._busy = False
         self.drained.set()
         if self._tx is not None:
             self._tx.pgconn.finish()
@@ -258,6 +257,7 @@ class Writer:
             await self._append(batch[middle:])
             return
         draft = batch[0].draft
+        self.dead_letters += 1
         log.error("dead letter", reason=str(poison), conversation_id=str(draft.conversation_id), user_id=str(draft.sender_id),
                   client_message_id=draft.client_message_id)  # fmt: skip
         self._answer(batch[0], UIMError("internal", "this message could not be stored"))
@@ -272,6 +272,8 @@ class Writer:
                               draft.client_message_id, draft.content, "text", draft.metadata, outcome.created_at)  # type: ignore[arg-type]  # inserted: it has a time  # fmt: skip
                 entry.origin = draft.origin
                 entries.append(entry)
+        self.appends += 1
+        self.appended += len(entries)
         # Only rows reported as inserted by this very call; a repeat's first copy reaches the tailer from the log.
         self._on_appended(sorted(entries, key=lambda entry: entry.message_id))
         for text, outcome in zip(batch, outcomes, strict=True):
@@ -355,8 +357,9 @@ class Writer:
         await trio.sleep(0.02)
         return trio.current_time() < give_up_at
 
-    def statistics(self) -> dict[str, int]:
-        return {"waiting": len(self._line), "busy": int(self._busy)}
+    @property
+    def waiting(self) -> int:
+        return len(self._line)
 
 
 def _judged(outcome: messages.Outcome) -> Posted | UIMError:
