@@ -33,8 +33,8 @@ from uim.api.app import new_app
 from uim.api.connection import HttpFront
 from uim.api.conversations import add_conversation_routes
 from uim.api.deletion import add_deletion_routes
-from uim.api.friends import add_friends
 from uim.api.export import add_export
+from uim.api.friends import add_friends
 from uim.api.messages import add_message_routes
 from uim.api.openapi import add_openapi
 from uim.api.operations import Checkup, add_public_health, operations_app
@@ -203,8 +203,15 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
 
 def _metrics(house: House, admission: Admission) -> Metrics:
     metrics = Metrics(CollectorRegistry())
-    metrics.strangers.set_function(lambda: admission.strangers)
-    metrics.sessions.set_function(lambda: house.switchboard.connections)
+    writer, watch = house.writer, metrics.watch
+    watch("uim_connections_not_signed_in", "Connections that have not signed in.", lambda: admission.strangers)
+    watch("uim_sessions", "WebSocket connections signed in.", lambda: house.switchboard.connections)
+    watch("uim_log_position", "The entry up to which this process has delivered.", lambda: house.tailer.position)
+    watch("uim_writer_waiting", "Entries that wait for the writer.", lambda: writer.waiting)
+    watch("uim_texts_appended", "Texts that this process has appended.", lambda: writer.appended, counts=True)
+    watch("uim_appends", "Batches of texts that this process has appended.", lambda: writer.appends, counts=True)
+    watch("uim_dead_letters", "Texts that no database would take; look at the log.", lambda: writer.dead_letters, counts=True)
+    watch("uim_redis_up", "1 while Redis answers.", lambda: float(house.link.is_up))
     return metrics
 
 
