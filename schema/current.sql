@@ -126,6 +126,9 @@ CREATE FUNCTION public.receipts_advance(p_conversations uuid[], p_users uuid[], 
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
+declare
+    -- One time for the row that is kept and the receipt that is told.
+    v_at timestamptz := clock_timestamp();
 begin
     return query
     with given as materialized (
@@ -143,10 +146,11 @@ begin
     ), moved as (
         update conversation_participants p set
             last_delivered_message_id = greatest(p.last_delivered_message_id, b.delivered),
-            last_delivered_at = case when b.delivered > p.last_delivered_message_id then clock_timestamp() else p.last_delivered_at end,
+            last_delivered_at = case when b.delivered > p.last_delivered_message_id then v_at else p.last_delivered_at end,
             last_read_message_id = greatest(p.last_read_message_id, b.read),
-            last_read_at = case when b.read > p.last_read_message_id then clock_timestamp() else p.last_read_at end,
-            changed_at = case when b.delivered > p.last_delivered_message_id then clock_timestamp() else p.changed_at end
+            last_read_at = case when b.read > p.last_read_message_id then v_at else p.last_read_at end,
+            -- Not by a read alone: in changed_since others would see that there was one, told or not.
+            changed_at = case when b.delivered > p.last_delivered_message_id then v_at else p.changed_at end
         from before b where p.conversation_id = b.conversation_id and p.user_id = b.user_id
         returning b.*
     ), advances as materialized (
@@ -162,10 +166,10 @@ begin
         where k.reached > k.was
     ), kept as (
         insert into receipts (conversation_id, user_id, kind, after, up_to, at)
-        select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, clock_timestamp() from advances a where a.told
+        select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, v_at from advances a where a.told
         on conflict do nothing
     )
-    select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, clock_timestamp(),
+    select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, v_at,
         array(select distinct m.sender_id from messages m
               where m.conversation_id = a.conversation_id and m.message_id > a.after and m.message_id <= a.up_to
                 and m.message_type = 'text' and m.sender_id <> a.user_id
@@ -341,6 +345,26 @@ CREATE TABLE public.schema_migrations (
     applied_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE public.search_blocks (
+    conversation_id uuid NOT NULL,
+    first_message_id bigint NOT NULL,
+    last_message_id bigint NOT NULL,
+    last_seq bigint NOT NULL,
+    newest_at timestamp with time zone NOT NULL,
+    message_ids bigint[] NOT NULL,
+    signature bytea NOT NULL,
+    folded text NOT NULL COLLATE pg_catalog."C"
+);
+ALTER TABLE ONLY public.search_blocks ALTER COLUMN signature SET STORAGE PLAIN;
+ALTER TABLE ONLY public.search_blocks ALTER COLUMN folded SET STORAGE EXTERNAL;
+
+CREATE TABLE public.search_position (
+    only_row boolean DEFAULT true NOT NULL,
+    message_id bigint DEFAULT 0 NOT NULL,
+    horizon bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT search_position_only_row_check CHECK (only_row)
+);
+
 CREATE TABLE public.users (
     user_id uuid DEFAULT gen_random_uuid() NOT NULL,
     username character varying(50) NOT NULL,
@@ -413,6 +437,12 @@ ALTER TABLE ONLY public.retired_usernames
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY public.search_blocks
+    ADD CONSTRAINT search_blocks_pkey PRIMARY KEY (conversation_id, last_message_id);
+
+ALTER TABLE ONLY public.search_position
+    ADD CONSTRAINT search_position_pkey PRIMARY KEY (only_row);
+
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (user_id);
 
@@ -443,6 +473,8 @@ CREATE INDEX messages_conversation ON public.messages USING btree (conversation_
 CREATE UNIQUE INDEX messages_server_key ON public.messages USING btree (server_key) WHERE (server_key IS NOT NULL);
 
 CREATE INDEX participations_user ON public.participations USING btree (user_id, conversation_id);
+
+CREATE INDEX search_blocks_newest ON public.search_blocks USING btree (newest_at);
 
 CREATE INDEX users_display_name_prefix ON public.users USING btree (lower((display_name)::text) text_pattern_ops);
 
