@@ -21,6 +21,7 @@ import trio
 from hypothesis import strategies as st
 
 from tests.house import Device, Person, Server, serving, settings_for
+from tests.transcripts.test_sync import stored_cursor
 
 EXAMPLES = 15
 SETTLE_S = 10.0
@@ -320,15 +321,6 @@ _ids = count(1)
 
 def new_id() -> str:
     return f"law-{next(_ids)}"
-
-
-async def stored_cursor(server: Server, person: Person, device: str) -> int | None:
-    async with server.house.pool.connection() as tx:
-        cursor = await tx.execute(
-            "select last_synced_message_id from device_cursors where user_id = %s and device_id = %s", (person.user_id, device)
-        )
-        row = await cursor.fetchone()
-    return row[0] if row is not None else None
 
 
 async def visible_to(server: Server, person: Person) -> list[tuple[int, tuple[str, int, int]]]:
