@@ -174,7 +174,9 @@ class Tailer:
         """What the database has above our position. Ids that are missing there do not exist: the log is in commit order."""
         found = await messages.entries_after(await self._connected(), self.position, READ_ENTRIES)
         for entry in found:
-            entry.origin = self._origin_of(entry)
+            # What this process has appended waits behind the hole, its commit long answered: it knows who sent it.
+            waiting = self._pending.get(entry.message_id)
+            entry.origin = (waiting.origin if waiting is not None else None) or self._origin_of(entry)
         for start in range(0, len(found), HAND_ON_AT_ONCE):
             await self._hand_on([entry for entry in found[start : start + HAND_ON_AT_ONCE] if entry.message_id > self.position])
         self._pending = {at: entry for at, entry in self._pending.items() if at > self.position}
