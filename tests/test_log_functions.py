@@ -281,3 +281,20 @@ async def test_newest_in_stays_keeps_to_the_stays(tx: Connection) -> None:
     assert short(await receipts.advance(tx, {(group, bob): (99, 0)})) == [("delivered", 7, 10, 1)]
     intervals = await rows(tx, "select after, up_to from receipts where kind = 'delivered' order by after")
     assert all(earlier[1] <= later[0] for earlier, later in pairwise(intervals)), "they lie end to end"  # type: ignore[operator]
+
+
+async def test_receipts_given_in_any_order_do_not_lock_each_other_out(tx: Connection, database_url: str) -> None:
+    """Two devices' batches, or two processes': the rows are locked sorted, or each could wait for the other."""
+    alice, bob = await add_user(tx, "alice"), await add_user(tx, "bob")
+    groups = [await add_group(tx, alice, bob) for _ in range(30)]
+    for _ in range(20):
+        await messages.append(tx, [text(group, alice) for group in groups])
+
+    async def advance(order: list[UUID]) -> None:
+        async with await connect(database_url, name="receipts") as other:
+            for mark in range(1, 601, 15):
+                await receipts.advance(other, {(group, user): (mark, mark) for group in order for user in (alice, bob)})
+
+    async with trio.open_nursery() as nursery:
+        for turn in range(4):
+            nursery.start_soon(advance, groups[:: -1 if turn % 2 else 1])

@@ -16,6 +16,7 @@ from uim.chat.memberships import Memberships
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.errors import UIMError
+from uim.store import messages
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -221,6 +222,26 @@ async def test_a_cancelled_post_is_appended_once(scene: Scene) -> None:
         (last.message_id - 1, "left"),
         (last.message_id, "last"),
     ]
+
+
+async def test_a_cancelled_writer_finishes_the_append_that_it_has_begun(database_url: str) -> None:
+    """Half a call would leave its senders, and whoever reads the log, not knowing."""
+    async with desk_on(database_url, running=False) as desk:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(desk.writer.run)
+            alice, bob = await desk.people("alice", "bob")
+            pair = await desk.pair(alice, bob)
+            with trio.CancelScope(shield=True):
+                async with desk.pool.transaction() as tx:
+                    await messages.lock_log(tx)
+                    waiting = submit(desk.writer, text(pair, alice, "begun"))
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.cancel_scope.cancel()
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert not waiting.complete.is_set()
+        assert await waiting.all() == [1]
+        assert desk.appended[0].message_id == 1
+        assert [row[2] for row in await desk.texts_in_log()] == ["begun"]
 
 
 async def test_closing_finishes_what_is_in_line_and_takes_no_more(scene: Scene) -> None:
