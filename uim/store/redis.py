@@ -52,13 +52,16 @@ class RedisLink:
         self._wake = trio.Event()
         self.is_up = False
         self.hears = False
-        self._channel: str | None = None
-        self._on_message: Callable[[bytes], None] = lambda data: None
+        self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
 
-    def subscribe(self, channel: str, on_message: Callable[[bytes], None]) -> None:
-        """Hear a channel; called once, before `run`. `on_message` does not await."""
-        self._channel = channel
-        self._on_message = on_message
+    def subscribe(
+        self, channel: str, on_message: Callable[[bytes], None], *, on_begun: Callable[[], None] = lambda: None
+    ) -> None:
+        """Hear a channel; called before `run`, once for each. Neither callback awaits.
+
+        `on_begun` hears that the channel is heard from now on, at first and after each gap in which words were lost.
+        """
+        self._channels[channel.encode()] = (on_message, on_begun)
 
     def send(self, *command: Any) -> None:
         """Carry out a command whose reply nobody needs; dropped while Redis is away or 10,000 wait."""
@@ -79,6 +82,22 @@ class RedisLink:
         if isinstance(waiting.reply, Exception):
             raise RedisAway(str(waiting.reply))
         return waiting.reply
+
+    async def call_all(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out commands as one pipeline, or what fits into one, in order; their replies. Raises RedisAway if any failed."""
+        if not self.is_up or len(self._waiting) + len(commands) > MAX_WAITING:
+            raise RedisAway("redis is away")
+        calls = [_Call(command, waits=True) for command in commands]
+        self._waiting.extend(calls)
+        self._wake.set()
+        with trio.move_on_after(ANSWER_WITHIN_S + 1.0):
+            for call in calls:
+                assert call.done is not None
+                await call.done.wait()
+        for call in calls:
+            if isinstance(call.reply, Exception):
+                raise RedisAway(str(call.reply))
+        return [call.reply for call in calls]
 
     async def probe(self) -> None:
         """One round trip; raises RedisAway."""
@@ -134,7 +153,7 @@ class RedisLink:
 
     async def _listen(self) -> None:
         """The subscription, made again whenever it breaks."""
-        if self._channel is None:
+        if not self._channels:
             return
         while True:
             why = await trio_asyncio.aio_as_trio(self._hear)()
@@ -144,11 +163,12 @@ class RedisLink:
             await trio.sleep(REST_S)
 
     async def _hear(self) -> Exception:
-        """In asyncio: hear the channel until it breaks. A ping every second tells a dead line from a quiet one."""
+        """In asyncio: hear the channels until they break. A ping every second tells a dead line from a quiet one."""
         client = self._client()
         try:
             async with client.pubsub() as subscription:
-                await subscription.subscribe(self._channel)
+                await subscription.subscribe(*self._channels)
+                begun = 0
                 silent = 0
                 while silent < 3:
                     message = await subscription.get_message(timeout=PING_EVERY_S)
@@ -156,9 +176,11 @@ class RedisLink:
                     if message is None:
                         await subscription.ping()
                     elif message["type"] == "subscribe":
-                        self.hears = True
+                        begun += 1
+                        self.hears = begun == len(self._channels)
+                        self._channels[message["channel"]][1]()
                     elif message["type"] == "message":
-                        self._on_message(message["data"])
+                        self._channels[message["channel"]][0](message["data"])
                 return TimeoutError("no answer")
         except _AWAY as away:
             return away
