@@ -17,7 +17,6 @@ from uim.chat.catchup import PAGE_ENTRIES
 from uim.chat.house import House
 from uim.model.conversation import ConversationView
 from uim.model.person import Caller
-from uim.store import cursors, receipts
 from uim.wire.frames import ClientId, MessageId
 
 
@@ -49,11 +48,7 @@ def add_sync(routes: Routes, house: House) -> None:
 
 async def _confirm(house: House, caller: Caller, device_id: str, last_sync_id: int | None) -> int:
     """Open that device's cursor here, as a connect would: it confirms last_sync_id, or tells where the device is."""
-    async with house.pool.connection() as tx:
-        opened = await cursors.open_cursor(tx, user_id=caller.user_id, device_id=device_id, asked=last_sync_id)
-        if opened.at > opened.was:
-            reached = await receipts.newest_between(tx, user_id=caller.user_id, after=opened.was, up_to=opened.at)
-            house.receipts.delivered(caller.user_id, reached)
+    opened = await house.receipts.open_cursor(user_id=caller.user_id, device_id=device_id, asked=last_sync_id)
     house.switchboard.cut_older(caller.user_id, device_id, opened.connection_no)
     house.bus.replaced(caller.user_id, device_id, opened.connection_no)
     return opened.at

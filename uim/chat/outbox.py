@@ -48,9 +48,11 @@ class Outbox:
         "cut",
         "device_id",
         "frames",
+        "gone",
         "is_ready",
         "live",
         "login_id",
+        "older",
         "pages",
         "progress_at",
         "resends",
@@ -86,6 +88,9 @@ class Outbox:
         self.is_ready = False
         self.live = False
         self.closed = False
+        # The connection that this one replaced here, and the sign that it does nothing more.
+        self.older: Outbox | None = None
+        self.gone = trio.Event()
         self.sent = 0
         self.told = 0
         self.confirmed = 0

@@ -69,10 +69,6 @@ class Receipts:
         """That user has read up to there; stored and told with the next batch."""
         self._mark(conversation_id, user_id, read=up_to)
 
-    def delivered(self, user_id: UUID, reached: dict[UUID, int]) -> None:
-        for conversation_id, message_id in reached.items():
-            self._mark(conversation_id, user_id, delivered=message_id)
-
     def _mark(self, conversation_id: UUID, user_id: UUID, *, delivered: int = 0, read: int = 0) -> None:
         was = self._marks.get((conversation_id, user_id), (0, 0))
         self._marks[conversation_id, user_id] = (max(was[0], delivered), max(was[1], read))
@@ -167,6 +163,25 @@ class Receipts:
         for (sender_id, conversation_id, kind), gathered in to_senders.items():
             for outbox in self._switchboard.of_user(sender_id):
                 outbox.receipts(conversation_id, kind, gathered)
+
+    # -- at a connect -----------------------------------------------------------------------------------------------------
+
+    async def open_cursor(self, *, user_id: UUID, device_id: str, asked: int | None) -> cursors.Opened:
+        """Begin a connection of that device, or a rewind or skip (`asked`): raises connection_no.
+
+        What the cursor thereby passes counts as delivered, in the same transaction: nobody would deliver it again. Raises
+        UIMError `unavailable`. Cancelled, it may have happened.
+        """
+        advances: list[Advance] = []
+        async with self._pool.transaction() as tx:
+            opened = await cursors.open_cursor(tx, user_id=user_id, device_id=device_id, asked=asked)
+            if opened.at > opened.was:
+                reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
+                marks = {(conversation_id, user_id): (message_id, 0) for conversation_id, message_id in reached.items()}
+                advances = await receipts.advance(tx, marks)
+        self.tell(advances, {})
+        self._on_told(advances, {})
+        return opened
 
     # -- over HTTP --------------------------------------------------------------------------------------------------------
 

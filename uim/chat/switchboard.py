@@ -37,6 +37,7 @@ class Switchboard:
             return
         if older is not None:
             older.cut(Cut.REPLACED)
+            outbox.older = older
         devices[outbox.device_id] = outbox
         self.connections += 1
         try:

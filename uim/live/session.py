@@ -23,7 +23,7 @@ from uim.live.hello import Hello, session_ready
 from uim.live.sockets import FrameStream
 from uim.log import get_logger
 from uim.model.person import Caller
-from uim.store import cursors, messages, receipts
+from uim.store import cursors, messages
 from uim.wire.codec import Malformed, Refused
 from uim.wire.frames import MAX_FRAME_IN_BYTES, ClientFrame, error_frame
 
@@ -109,6 +109,7 @@ class Session:
                 self.cut(Cut.BUG)
             finally:
                 self.outbox.closed = True
+                self.outbox.gone.set()
                 if not self.outbox.unconfirmed and self.outbox.connection_no and self._cut is not Cut.REPLACED:
                     self.keep_position()
                 self.house.sessions.left(self.outbox)
@@ -176,6 +177,11 @@ class Session:
 
     async def _begin(self) -> None:
         """The device's cursor, SESSION_READY, and catching up from there."""
+        if self.outbox.older is not None:
+            # Were the older connection's cursor opened after ours, ours would be the one that is replaced.
+            with trio.move_on_after(GOODBYE_S):
+                await self.outbox.older.gone.wait()
+            self.outbox.older = None
         opened, behind = await self._open(self.hello.last_sync_id)
         self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
         self.outbox.is_ready = True
@@ -199,16 +205,14 @@ class Session:
 
     async def _try_to_open(self, asked: int | None) -> tuple[cursors.Opened, int]:
         user_id = self.caller.user_id
+        device_id = self.outbox.device_id
+        opened = await self.house.receipts.open_cursor(user_id=user_id, device_id=device_id, asked=asked)
         async with self.house.pool.connection() as tx:
-            opened = await cursors.open_cursor(tx, user_id=user_id, device_id=self.outbox.device_id, asked=asked)
-            if opened.at > opened.was:
-                reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
-                self.house.receipts.delivered(user_id, reached)
             await self.house.blocks.learn(tx, user_id)
             behind = await messages.count_after(tx, user_id=user_id, after=opened.at, limit=MAX_BEHIND)
         self.outbox.connection_no = opened.connection_no
         self.outbox.start_at(opened.at)
-        self.house.bus.replaced(user_id, self.outbox.device_id, opened.connection_no)
+        self.house.bus.replaced(user_id, device_id, opened.connection_no)
         return opened, behind
 
     async def sync_from(self, last_sync_id: int, request_id: str) -> None:
