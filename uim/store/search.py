@@ -113,13 +113,15 @@ _BLOCKS: Final = """
     cross join lateral (
         select * from search_blocks b
         where b.conversation_id = seat.conversation_id and b.last_message_id >= greatest(seat.since, %(least)s::bigint)
-            and b.last_message_id <= upper_end.message_id{tests} and strpos(b.folded, %(wanted)s) > 0
+            and b.last_message_id <= upper_end.message_id and case when {tests} then strpos(b.folded, %(wanted)s) > 0 else false end
         order by b.last_message_id desc limit %(limit)s
     ) b
     order by b.last_message_id desc limit %(limit)s"""
-_TESTS: Final = [f" and get_bit(b.signature, %(probe_{at})s) = 1" for at in range(MAX_PROBES)]
-# By the number of probes: as many texts of one statement, so that each is planned for its own.
-_BLOCKS_BY_PROBES: Final = tuple(_BLOCKS.replace("{tests}", "".join(_TESTS[:probes])) for probes in range(MAX_PROBES + 1))
+# By the number of probes. CASE, for what AND joins may be judged in any order, and reading a text is what the probes are to spare.
+_PROBES: Final = [f"get_bit(b.signature, %(probe_{at})s) = 1" for at in range(MAX_PROBES)]
+_BLOCKS_BY_PROBES: Final = tuple(
+    _BLOCKS.replace("{tests}", " and ".join(_PROBES[:probes]) or "true") for probes in range(MAX_PROBES + 1)
+)
 
 
 async def blocks(
