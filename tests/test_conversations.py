@@ -438,7 +438,7 @@ async def test_a_hidden_one_on_one_comes_back_with_its_next_message(rooms: Rooms
     assert (await rooms.view(ada, pair)).conversation_id == pair
     hidden = rooms.appended[-1]
     assert (hidden.message_type, hidden.sender_id) == ("account", ada)
-    assert hidden.event == {"event": "hidden", "conversation_id": str(pair), "message_id": said.message_id}
+    assert hidden.event == {"event": "hidden", "conversation_id": str(pair), "up_to": said.message_id}
     assert hidden.conversation_id != pair
     await rooms.say(bob, pair, "still there?")
     assert await listed(rooms, ada) == [pair]

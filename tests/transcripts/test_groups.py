@@ -247,7 +247,7 @@ async def test_a_one_on_one_hidden_by_ada_stays_bobs_and_returns_with_his_next_w
     said = await phone.say(pair, "hello")
     await ada.call("DELETE", f"/api/conversations/{pair}", expect=204)
     hidden = await tablet.expect(lambda frame: frame["payload"].get("message_type") == "account")
-    assert hidden["payload"]["metadata"] == {"event": "hidden", "conversation_id": pair, "message_id": said["message_id"]}
+    assert hidden["payload"]["metadata"] == {"event": "hidden", "conversation_id": pair, "up_to": said["message_id"]}
     assert (await ada.get("/api/conversations"))["items"] == []
     (his,) = (await bob.get("/api/conversations"))["items"]
     assert his["conversation_id"] == pair

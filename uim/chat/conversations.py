@@ -205,7 +205,8 @@ async def _hide(tx: Connection, append: Append, *, conversation_id: UUID, user_i
         conversation_id=await people.self_conversation_of(tx, user_id),
         sender_id=user_id,
         message_type="account",
-        event={"event": "hidden", "conversation_id": str(conversation_id), "message_id": up_to},
+        # Not under the name message_id: with that the entry tells of one message that is hidden (chat/deletion.py).
+        event={"event": "hidden", "conversation_id": str(conversation_id), "up_to": up_to},
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -29,6 +29,10 @@ from uim.wire.frames import (
     frame,
 )
 from uim.wire.queries import values_of
+
+FEATURES: Final = (
+    "messages", "groups", "receipts", "sync", "friends", "blocks", "typing", "presence", "search", "deletion", "profiles", "export",
+)  # fmt: skip
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +87,7 @@ def session_ready(house: House, outbox: Outbox, opened: Opened, behind: int) -> 
         "server_time": rfc3339(datetime.fromtimestamp(time.time(), UTC)),
         "protocol": 1,
         "server_version": __version__,
-        "features": ["messages", "groups", "receipts", "sync", "friends", "blocks", "typing", "search"],
+        "features": FEATURES,
         "epoch": {"number": epoch.number, "base": epoch.base, "after": epoch.after},
         "last_sync_id": opened.at,
         "behind": behind,
