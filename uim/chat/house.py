@@ -138,7 +138,14 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         on_passed=on_passed,
     )
     accounts = Accounts(pool=pool, writer=writer, passwords=passwords, tokens=tokens, logins=logins, throttle=throttle)
-    profiles = Profiles(pool=pool, writer=writer, accounts=accounts, switchboard=switchboard, on_changed=on_profile_changed)
+    profiles = Profiles(
+        pool=pool,
+        writer=writer,
+        accounts=accounts,
+        switchboard=switchboard,
+        on_changed=on_profile_changed,
+        settle_reads=receipts.settled,
+    )
     bus = Bus(
         link,
         log_id=log_id,

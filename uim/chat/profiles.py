@@ -7,7 +7,7 @@ the same with changed_since, or by asking for the user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -32,17 +32,26 @@ Columns = Mapping[str, str | bool | None]
 class Profiles:
     """One a process: `change` is the verb, `changed` is called from anywhere, `run` is its task.
 
-    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus.
+    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `settle_reads()` returns
+    once what was read until now is stored.
     """
 
     def __init__(
-        self, *, pool: Pool, writer: Writer, accounts: Accounts, switchboard: Switchboard, on_changed: Callable[[UUID], None]
+        self,
+        *,
+        pool: Pool,
+        writer: Writer,
+        accounts: Accounts,
+        switchboard: Switchboard,
+        on_changed: Callable[[UUID], None],
+        settle_reads: Callable[[], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._writer = writer
         self._accounts = accounts
         self._switchboard = switchboard
         self._on_changed = on_changed
+        self._settle_reads = settle_reads
         # Each user once, however often they change their mind.
         self._waiting: dict[UUID, None] = {}
         self._wake = trio.Event()
@@ -57,6 +66,9 @@ class Profiles:
         """
         if "email" in columns:
             columns = {**columns, **await self._email(caller, columns["email"], current_password, address)}
+        if "read_receipts" in columns:
+            # Reads are written behind: one from before the change is not to be judged by the setting after it.
+            await self._settle_reads()
 
         async def act(tx: Connection, append: Append) -> frozenset[str]:
             changed = await people.change_profile(tx, user_id=caller.user_id, columns=columns)
