@@ -39,6 +39,7 @@ from uim.api.messages import add_message_routes
 from uim.api.openapi import add_openapi
 from uim.api.operations import Checkup, add_public_health, operations_app
 from uim.api.people import add_people
+from uim.api.presence import add_presence
 from uim.api.profiles import add_profiles
 from uim.api.routes import Routes, register
 from uim.api.search import add_search
@@ -131,6 +132,7 @@ async def serve(
         await tree.start(redelivery.run, house.switchboard)
         await tree.start(house.indexer.run)
         await tree.start(house.typing.run)
+        await tree.start(house.presence.run)
         public = await tree.start(
             partial(listener.serve, _listeners(sockets), tls=tls, http=http, websocket=sockets_front, admission=admission)
         )
@@ -164,6 +166,7 @@ async def _drain(house: House, public: listener.Listener, http: HttpFront) -> No
     house.receipts.close()
     with trio.move_on_after(WRITER_WITHIN_S):
         await house.receipts.drained.wait()
+    house.presence.close()
     for outbox in house.switchboard.all():
         outbox.cut(Cut.RESTART)
     with trio.move_on_after(GOODBYES_WITHIN_S):
@@ -189,6 +192,7 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
     add_people(routes, house.people)
     add_profiles(routes, house.profiles, house.farewell)
     add_export(routes, house.exports)
+    add_presence(routes, house.presence)
     add_friends(routes, friends=house.friends, blocks=house.blocks)
     add_conversation_routes(routes, conversations=house.conversations)
     add_message_routes(routes, history=house.history, writer=house.writer, receipts=house.receipts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID, uuid4
 
 import msgspec
@@ -19,22 +19,13 @@ from uim.chat.writer import Append, Writer
 from uim.errors import UIMError, invalid, not_found
 from uim.model.ids import rfc3339
 from uim.model.person import User
+from uim.model.presence import NOT_SHOWN, ShownPresence
 from uim.store import friends, people, seats
 from uim.store.friends import Listed, Place, State
 from uim.store.postgres import Connection, Pool
 from uim.wire.paging import cursor_of, mark_of
 
-
-class ShownPresence(msgspec.Struct, frozen=True):
-    """What a list tells of somebody's presence: of strangers nothing."""
-
-    status: str = "offline"
-    availability: str | None = None
-    last_seen: str | None = None
-
-
 PresenceOf = Callable[[UUID, Sequence[UUID]], Awaitable[Mapping[UUID, ShownPresence]]]
-NOT_HERE: Final = ShownPresence()
 
 
 async def nobody_is_here(viewer_id: UUID, user_ids: Sequence[UUID]) -> Mapping[UUID, ShownPresence]:
@@ -147,7 +138,7 @@ class Friends:
     async def _shown(self, viewer_id: UUID, listed: Sequence[tuple[User, Listed]]) -> list[Friend]:
         known = await self._presence_of(viewer_id, [user.user_id for user, one in listed if one.state == "friend"])
         return [
-            Friend(user, one.state, rfc3339(one.since), known.get(user.user_id, NOT_HERE))
+            Friend(user, one.state, rfc3339(one.since), known.get(user.user_id, NOT_SHOWN))
             for user, one in listed
         ]
 

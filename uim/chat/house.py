@@ -27,6 +27,7 @@ from uim.chat.logins import Logins
 from uim.chat.memberships import Memberships
 from uim.chat.passwords import Passwords, Throttle
 from uim.chat.people import People
+from uim.chat.presence import Presence
 from uim.chat.profiles import Profiles
 from uim.chat.receipts import Receipts, Unread
 from uim.chat.search import Search
@@ -76,6 +77,7 @@ class House:
     profiles: Profiles
     farewell: Farewell
     exports: Exports
+    presence: Presence
 
 
 def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> House:
@@ -118,12 +120,21 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
             typing.posted(entry)
         elif entry.message_type == "account":
             blocks.follow(entry)
+            presence.follow(entry)
 
     announcements = Announcements(pool, switchboard, memberships)
     receipts = Receipts(pool, switchboard, on_told)
     writer = Writer(settings.database_url, on_appended)
     blocks = Blocks(pool, writer, switchboard, on_parted=on_parted)
     typing = Typing(switchboard, memberships, blocks, on_typing)
+    presence = Presence(
+        pool=pool,
+        link=link,
+        switchboard=switchboard,
+        log_id=log_id,
+        process_id=process_id,
+        grace_s=settings.presence_grace_s,
+    )
     tokens = Tokens(settings.jwt_keys, time.time)
     throttle = Throttle(time.monotonic)
     logins = Logins(pool, tokens, on_ended=on_login_ended)
@@ -144,6 +155,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         accounts=accounts,
         switchboard=switchboard,
         on_changed=on_profile_changed,
+        on_chosen=presence.chosen,
         settle_reads=receipts.settled,
     )
     bus = Bus(
@@ -181,10 +193,11 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         search=Search(pool),
         indexer=Indexer(settings.database_url),
         deletion=Deletion(writer),
-        friends=Friends(pool, writer),
+        friends=Friends(pool, writer, presence.of),
         blocks=blocks,
         typing=typing,
         profiles=profiles,
         exports=Exports(settings.database_url),
+        presence=presence,
         farewell=Farewell(writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made),
     )

@@ -204,6 +204,8 @@ class Onlookers:
 
     async def states_for(self, viewer_id: UUID, user_ids: Collection[UUID]) -> list[State]:
         """What a viewer may know of each of these users, who are not the viewer. Raises UIMError `unavailable`."""
+        if not user_ids:
+            return []
         async with self._pool.connection() as tx:
             friends = await store.friends_among(tx, viewer_id, user_ids)
             choices = await store.choices_of(tx, friends)

@@ -25,6 +25,8 @@ from uim.wire.frames import frame
 
 REST_S: Final = 0.5
 SETTINGS: Final = frozenset({"read_receipts", "show_last_seen"})
+# What a PRESENCE_UPDATE shows.
+PRESENTED: Final = frozenset({"availability", "status_text", "show_last_seen"})
 
 Columns = Mapping[str, str | bool | None]
 
@@ -32,8 +34,8 @@ Columns = Mapping[str, str | bool | None]
 class Profiles:
     """One a process: `change` is the verb, `changed` is called from anywhere, `run` is its task.
 
-    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `settle_reads()` returns
-    once what was read until now is stored.
+    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `on_chosen(user_id)`
+    hears that they see the user's presence otherwise. `settle_reads()` returns once what was read until now is stored.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Profiles:
         accounts: Accounts,
         switchboard: Switchboard,
         on_changed: Callable[[UUID], None],
+        on_chosen: Callable[[UUID], None],
         settle_reads: Callable[[], Awaitable[None]],
     ) -> None:
         self._pool = pool
@@ -51,6 +54,7 @@ class Profiles:
         self._accounts = accounts
         self._switchboard = switchboard
         self._on_changed = on_changed
+        self._on_chosen = on_chosen
         self._settle_reads = settle_reads
         # Each user once, however often they change their mind.
         self._waiting: dict[UUID, None] = {}
@@ -77,9 +81,12 @@ class Profiles:
             await _tell_own(tx, append, caller.user_id, columns, changed)
             return changed
 
-        if await self._writer.do(act, key=uuid4()) & people.SHOWN:
+        changed = await self._writer.do(act, key=uuid4())
+        if changed & people.SHOWN:
             self.changed(caller.user_id)
             self._on_changed(caller.user_id)
+        if changed & PRESENTED:
+            self._on_chosen(caller.user_id)
         async with self._pool.connection() as tx:
             profile = await people.profile_of(tx, caller.user_id)
         if profile is None:

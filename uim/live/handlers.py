@@ -19,12 +19,14 @@ from uim.errors import UIMError, invalid, not_found
 from uim.live.session import Session
 from uim.model.ids import rfc3339
 from uim.model.message import Draft, Posted
+from uim.model.presence import State
 from uim.store import messages
 from uim.wire.frames import (
     ClientFrame,
     HeartbeatPing,
     MessageAck,
     MessageSend,
+    PresenceUpdate,
     SyncRequest,
     TypingIndicator,
     check_metadata,
@@ -147,6 +149,20 @@ async def say_typing(session: Session, received: TypingIndicator) -> None:
     )
 
 
+async def choose_presence(session: Session, received: PresenceUpdate) -> None:
+    """What others see of this user. A change of one's profile like any other, and answered once it is committed."""
+    said = received.payload
+    caller = session.caller
+    columns: dict[str, str | bool | None] = {"availability": said.availability}
+    if said.status_text is not UNSET:
+        columns["status_text"] = said.status_text if said.status_text is None else check_text(said.status_text, "status_text")
+    with session.house.presence.answering(session.outbox) as answered:
+        profile = await session.house.profiles.change(caller, columns, current_password=None, address="")
+        state = State(caller.user_id, "online", profile.availability, None, profile.status_text)
+        session.outbox.push(frame("PRESENCE_UPDATE", {"users": [state]}, received.request_id))
+        answered(state)
+
+
 async def _membership(session: Session, conversation_id: UUID) -> Membership:
     """Who is in a conversation of the caller's, from memory or the database. Raises not_found, `unavailable`."""
     memberships = session.house.memberships
@@ -174,5 +190,6 @@ HANDLERS: Final[dict[type, Handler]] = {
     MessageSend: send,
     MessageAck: acknowledge,
     TypingIndicator: say_typing,
+    PresenceUpdate: choose_presence,
     SyncRequest: sync,
 }

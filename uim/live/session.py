@@ -113,6 +113,7 @@ class Session:
                 if not self.outbox.unconfirmed and self.outbox.connection_no and self._cut is not Cut.REPLACED:
                     self.keep_position()
                 self.house.sessions.left(self.outbox)
+                self.house.presence.left(self.outbox)
                 with trio.move_on_after(GOODBYE_S, shield=True):
                     await self._say_goodbye()
 
@@ -186,6 +187,7 @@ class Session:
         self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
         self.outbox.is_ready = True
         self.house.sessions.came(self.outbox, self._client_info)
+        self.house.presence.came(self.outbox)
         self.catch_up()
 
     async def _open(self, asked: int | None) -> tuple[cursors.Opened, int]:
@@ -236,6 +238,7 @@ class Session:
     async def _catch_up(self, scope: trio.CancelScope) -> None:
         with scope:
             await self.house.catchup.run(self.outbox, self._sync_request)
+            self.house.presence.live(self.outbox)
             self._sync_request = None
 
     # -- the cursor -------------------------------------------------------------------------------------------------------

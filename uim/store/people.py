@@ -172,6 +172,8 @@ async def _set_profile(tx: Connection, user_id: UUID, columns: Mapping[str, str 
         await tx.execute(
             """update users set display_name = %(display_name)s, avatar_url = %(avatar_url)s, status_text = %(status_text)s,
                     availability = %(availability)s, email = %(email)s,
+                    last_seen = case when availability <> 'invisible' and %(availability)s::varchar = 'invisible'
+                        then clock_timestamp() else last_seen end,
                     read_receipts = %(read_receipts)s, show_last_seen = %(show_last_seen)s,
                     updated_at = case when %(is_noted)s then clock_timestamp() else updated_at end
                 where user_id = %(user_id)s""",

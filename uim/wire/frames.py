@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 from uim.errors import UIMError, invalid
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import Entry
+from uim.model.person import MAX_STATUS_CHARS
 
 MAX_CONTENT_CHARS: Final = 10_000
 MAX_METADATA_BYTES: Final = 4_096
@@ -58,6 +59,11 @@ class TypingState(_Payload, frozen=True):
     typing: bool
 
 
+class PresenceChoice(_Payload, frozen=True):
+    availability: Literal["available", "away", "busy", "invisible"]
+    status_text: Annotated[str, Meta(max_length=MAX_STATUS_CHARS)] | UnsetType | None = UNSET
+
+
 class SyncFrom(_Payload, frozen=True):
     last_sync_id: MessageId
 
@@ -83,11 +89,15 @@ class TypingIndicator(_Frame, frozen=True, tag="TYPING_INDICATOR"):
     payload: TypingState
 
 
+class PresenceUpdate(_Frame, frozen=True, tag="PRESENCE_UPDATE"):
+    payload: PresenceChoice
+
+
 class SyncRequest(_Frame, frozen=True, tag="SYNC_REQUEST"):
     payload: SyncFrom
 
 
-ClientFrame = HeartbeatPing | MessageSend | MessageAck | TypingIndicator | SyncRequest
+ClientFrame = HeartbeatPing | MessageSend | MessageAck | TypingIndicator | PresenceUpdate | SyncRequest
 
 
 def check_text(text: str, field: str) -> str:
