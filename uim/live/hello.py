@@ -31,7 +31,8 @@ from uim.wire.frames import (
 from uim.wire.queries import values_of
 
 FEATURES: Final = (
-    "messages", "groups", "receipts", "sync", "friends", "blocks", "typing", "presence", "search", "deletion", "profiles", "export",
+    "messages", "groups", "receipts", "sync", "friends", "blocks", "typing", "presence", "search",
+    "deletion", "profiles", "export",
 )  # fmt: skip
 
 
