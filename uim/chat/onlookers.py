@@ -157,8 +157,8 @@ class Onlookers:
             raise
 
     async def _tell_friends(self, tx: Connection, batch: Mapping[UUID, Change]) -> None:
-        user_ids = list(batch)
-        choices = await store.choices_of(tx, user_ids)
+        choices = await store.choices_of(tx, batch)
+        user_ids = [user_id for user_id, change in batch.items() if change.chosen or not _hides(choices.get(user_id))]
         states = [_seen_since(user_id, choices.get(user_id), batch[user_id]) for user_id in user_ids]
         encoded = [msgspec.json.encode(state) for state in states]
         above = store.START
@@ -271,6 +271,11 @@ def _first(waiting: dict[Key, Value], at_most: int) -> dict[Key, Value]:
     for key in taken:
         del waiting[key]
     return taken
+
+
+def _hides(choices: Choices | None) -> bool:
+    # Even the same state once more would tell that somebody came or went.
+    return choices is not None and choices.availability == "invisible"
 
 
 def _seen_since(user_id: UUID, choices: Choices | None, change: Change) -> State:

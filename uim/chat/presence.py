@@ -43,7 +43,8 @@ MAX_VERSIONS: Final = 50_000
 # What could not be said while Redis was away, and when people were last seen while PostgreSQL was; beyond that it is lost: keys
 # run out by themselves, and an older last_seen stays.
 MAX_UNSAID: Final = 50_000
-BETWEEN_EVENTS: Final = frozenset({"friend_added", "friend_removed", "blocked", "unblocked"})
+# A block ends a friendship by friend_removed for both, where there was one; where there was none, nobody hears of it.
+BETWEEN_EVENTS: Final = frozenset({"friend_added", "friend_removed"})
 
 log = get_logger(__name__)
 
@@ -152,12 +153,12 @@ class Presence:
         self._say(user_id, chosen=True)
 
     def friends_changed(self, user_id: UUID, other_id: UUID) -> None:
-        """A friendship or block between these two has been committed, made or ended: each is told what there is to see now."""
+        """A friendship between these two has been made or ended, and committed: each is told what there is to see now."""
         self._onlookers.pair_changed(user_id, other_id)
         self._onlookers.pair_changed(other_id, user_id)
 
     def follow(self, entry: Entry) -> None:
-        """Move over one entry of the log: account events tell of friendships and blocks, in every process."""
+        """Move over one entry of the log: account events tell of friendships, in every process."""
         if entry.message_type == "account" and entry.event.get("event") in BETWEEN_EVENTS:
             self.friends_changed(entry.sender_id, UUID(entry.event["user_id"]))
 
