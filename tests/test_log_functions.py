@@ -290,8 +290,11 @@ async def test_receipts_given_in_any_order_do_not_lock_each_other_out(tx: Connec
     for _ in range(20):
         await messages.append(tx, [text(group, alice) for group in groups])
 
+    # Row by row in the order given, as on a large table.
+    plans = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off"}
+
     async def advance(order: list[UUID]) -> None:
-        async with await connect(database_url, name="receipts") as other:
+        async with await connect(database_url, name="receipts", settings=plans) as other:
             for mark in range(1, 601, 15):
                 await receipts.advance(other, {(group, user): (mark, mark) for group in order for user in (alice, bob)})
 

@@ -56,7 +56,7 @@ async def running(look: Connection, query: str) -> bool:
 
 
 async def until_running(look: Connection, query: str, *, is_running: bool = True) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(2):  # less than the pool's statement_timeout, which would end it too
         while await running(look, query) is not is_running:
             await trio.sleep(0.002)
 

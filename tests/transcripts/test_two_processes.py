@@ -187,6 +187,10 @@ async def test_a_device_that_comes_to_the_other_process_is_replaced_here(two: Tw
     newer = await bob.connect("phone")
     with trio.fail_after(1):
         await phone.closing(Cut.REPLACED)
+    if two.has_bus:
+        await two.there.house.link.call("PING")  # what the older had to say in leaving is said
+        key = await two.here.house.link.call("GET", f"session:{bob.user_id}:phone")
+        assert newer.ready["session_id"].encode() in key, "the older leaves the newer one's key alone"
     newest = await bob.connect("phone", to=two.there)
     with trio.fail_after(1):
         await newer.closing(Cut.REPLACED)
