@@ -136,10 +136,25 @@ async def read_answer(stream: trio.abc.ReceiveStream, *, has_body: bool = True) 
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     status = int(first.split()[1])
     length = int(headers.get("content-length", "0")) if has_body and status not in (101, 204) else 0
-    assert "transfer-encoding" not in headers, "an answer in chunks is not read here"
+    if has_body and headers.get("transfer-encoding") == "chunked":
+        return Answer(status, headers, await _chunks(stream, body))
     while len(body) < length:
         body += await _more(stream)
     return Answer(status, headers, body)
+
+
+async def _chunks(stream: trio.abc.ReceiveStream, data: bytes) -> bytes:
+    """A body that comes in pieces, each behind its size, up to the empty one."""
+    body = b""
+    while True:
+        while b"\r\n" not in data:
+            data += await _more(stream)
+        size, _, data = data.partition(b"\r\n")
+        while len(data) < int(size, 16) + 2:
+            data += await _more(stream)
+        body, data = body + data[: int(size, 16)], data[int(size, 16) + 2 :]
+        if int(size, 16) == 0:
+            return body
 
 
 async def _more(stream: trio.abc.ReceiveStream) -> bytes:
