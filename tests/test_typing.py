@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.test_outbox import drain
-from uim.chat.blocks import Blocks
+from uim.chat.blocks import KEEP_AT_LEAST, Blocks
 from uim.chat.memberships import Memberships
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
@@ -176,6 +176,32 @@ async def test_a_block_ends_what_is_on_and_lets_nothing_more_through(autojump_cl
     await trio.sleep(PASSED_EVERY_S)
     process.say(True)
     assert (process.shown(BOB), process.shown(CYD)) == ([], [True])
+
+
+@dataclass
+class OldRows(NoRows):
+    """A reading that is older than what the log says while it is under way."""
+
+    blocks: Blocks
+
+    async def execute(self, *_: object, **__: object) -> NoRows:
+        metadata = f'{{"event":"blocked","user_id":"{ALICE}"}}'
+        self.blocks.follow(Entry(1, uuid4(), 1, BOB, None, "", "account", metadata, cast(Any, None)))
+        return await super().execute()
+
+
+async def test_a_block_that_the_log_tells_while_blocks_are_loaded_is_kept() -> None:
+    process = Process()
+    await process.blocks.learn(cast(Connection, OldRows(process.blocks)), ALICE)
+    assert process.blocks.apart(ALICE, BOB) and process.blocks.apart(BOB, ALICE)
+
+
+async def test_who_is_not_connected_any_more_is_forgotten() -> None:
+    process = Process()
+    await process.connect(BOB)
+    for _ in range(KEEP_AT_LEAST):
+        await process.blocks.learn(cast(Connection, NoRows()), uuid4())
+    assert len(process.blocks._known) < KEEP_AT_LEAST and not process.blocks.apart(ALICE, BOB)
 
 
 async def test_users_of_whom_nothing_is_known_count_as_apart() -> None:
