@@ -61,6 +61,7 @@ def payload_of(name: str, world: World) -> dict[str, Any]:
         },
         "MESSAGE_ACK": {"status": "read", "conversation_id": world.group_id, "message_id": world.message_id},
         "TYPING_INDICATOR": {"conversation_id": world.group_id, "typing": True},
+        "PRESENCE_UPDATE": {"availability": "busy", "status_text": "in a meeting"},
         "SYNC_REQUEST": {"last_sync_id": 0},
     }
     return samples[name]
@@ -78,7 +79,7 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_push(frame: Frame, request_id: str | None) -> bool:
-    if frame["type"] == "SYNC_BATCH":
+    if frame["type"] in ("SYNC_BATCH", "PRESENCE_UPDATE"):
         return frame.get("request_id") != request_id
     return frame["type"] in ("MESSAGE_RECEIVE", "CONVERSATION_UPDATE") or "receipts" in frame["payload"]
 

@@ -203,6 +203,11 @@ async def _user(world: World) -> Sample:
     return Sample(places={"user_id": world.eve.user_id}, foreign={"user_id": str(uuid4())})
 
 
+@sample("GET /api/users/{user_id}/presence")
+async def _presence(world: World) -> Sample:
+    return Sample(places={"user_id": world.eve.user_id}, foreign={"user_id": str(uuid4())})
+
+
 # -- friends and blocks -----------------------------------------------------------------------------------------------------
 
 

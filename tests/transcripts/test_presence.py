@@ -210,12 +210,14 @@ async def test_invisible_looks_like_offline_to_friends_and_true_to_oneself(serve
     # Neither another text nor leaving and coming back is a sign of life.
     other = await alice.connect("other")
     assert await snapshot(other) == []
-    await phone.leave(), await tablet.leave()
+    await phone.leave()
+    await tablet.leave()
     await trio.sleep(2 * GRACE_S)
     phone = await bob.connect("phone")
     assert await snapshot(phone) == [online(alice)]
     assert await seen(alice, bob) == shown
-    await nothing_more(laptop), await nothing_more(other)
+    for device in (laptop, other):
+        await nothing_more(device)
     assert (await choose(phone, "available"))["users"] == [online(bob)]
     assert await told_of(other, bob) == online(bob)
 
