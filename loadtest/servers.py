@@ -52,7 +52,14 @@ def migrated_databases() -> Iterator[Servers]:
 @contextmanager
 def whole_server() -> Iterator[Target]:
     """A server that is ready."""
-    with migrated_databases() as servers, _listening() as public, _listening() as operations:
+    with migrated_databases() as servers, server_on(servers) as target:
+        yield target
+
+
+@contextmanager
+def server_on(servers: Servers) -> Iterator[Target]:
+    """The same on databases that the run itself looks into."""
+    with _listening() as public, _listening() as operations:
         settings = LIMITS_OFF | {
             "UIM_BIND": f"fd://{public.fileno()}",
             "UIM_OPERATIONS_BIND": f"fd://{operations.fileno()}",

@@ -21,7 +21,7 @@ from tests.test_outbox import texts
 from uim.chat.outbox import Outbox
 from uim.chat.presence import Presence, Word
 from uim.chat.switchboard import Switchboard
-from uim.model.presence import FRAMES_PER_TICK, TICK_S, Choices, Waiting, seen_by_friend, seen_by_oneself
+from uim.model.presence import FRAMES_PER_TICK, REST_S, TICK_S, Choices, Waiting, seen_by_friend, seen_by_oneself
 from uim.store.postgres import Pool
 from uim.store.redis import RedisLink
 
@@ -35,7 +35,7 @@ EVERY_S = 0.2
 
 RECEIVERS = 130
 put = st.tuples(st.just("put"), st.integers(0, RECEIVERS - 1), st.integers(0, 3))
-tick = st.tuples(st.just("tick"), st.floats(0, 0.12), st.integers(0, 3))
+tick = st.tuples(st.just("tick"), st.floats(0, 0.06), st.integers(0, 3))
 flood = st.tuples(st.just("flood"), st.integers(0, 3), st.just(0))
 
 
@@ -87,11 +87,11 @@ def test_whatever_happens_the_newest_state_wins_and_the_rates_hold(steps: list[t
 def test_who_has_no_room_keeps_what_waits_and_holds_nobody_up() -> None:
     waiting: Waiting[int, str] = Waiting()
     user_id = uuid4()
-    for receiver in range(FRAMES_PER_TICK + 10):
+    for receiver in range(2 * FRAMES_PER_TICK):
         waiting.put(receiver, user_id, "online")
     asleep = set(range(FRAMES_PER_TICK))
     first = waiting.take(0.0, lambda receiver: receiver not in asleep)
-    assert [receiver for receiver, _ in first] == list(range(FRAMES_PER_TICK, FRAMES_PER_TICK + 10))
+    assert [receiver for receiver, _ in first] == list(range(FRAMES_PER_TICK, 2 * FRAMES_PER_TICK))
     waiting.put(3, user_id, "offline")
     assert waiting.take(TICK_S / 2, lambda receiver: True) == []
     second = waiting.take(TICK_S, lambda receiver: True)
@@ -300,7 +300,7 @@ async def test_one_who_has_come_back_elsewhere_is_not_told_offline_with_the_dead
     async with quiet(laptop):
         with redis.Redis.from_url(town.redis_url) as client:
             await eventually(lambda: not client.exists(f"presence:held:{there.process_id}"))
-        await trio.sleep(4 * TICK_S)
+        await trio.sleep(4 * REST_S)
 
 
 async def test_a_process_that_was_only_slow_says_again_what_it_holds(town: Town) -> None:
@@ -388,7 +388,7 @@ async def test_older_versions_are_dropped(town: Town) -> None:
     async with quiet(laptop):
         say(4, "offline")
         say(5, "offline")
-        await trio.sleep(4 * TICK_S)
+        await trio.sleep(4 * REST_S)
     say(6, "offline")
     await told(laptop, bob, "offline")
 
@@ -443,7 +443,7 @@ async def test_a_connection_without_room_gets_the_newest_later(town: Town) -> No
     await eventually(lambda: len(here.presence._onlookers._waiting) > 0)
     here.leave(phone)
     await eventually(lambda: here.presence._here.keys() == {alice})
-    await trio.sleep(4 * TICK_S)
+    await trio.sleep(4 * REST_S)
     assert laptop.frames == []
     laptop.size = 0
     await told(laptop, bob, "offline")

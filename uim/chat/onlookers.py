@@ -26,6 +26,7 @@ from uim.store.presence import Seat
 from uim.wire.frames import raw_frame
 
 REST_S: Final = 0.5
+GATHER_EVERY_S: Final = 0.05
 PERSONS_AT_ONCE: Final = 100
 # About 5 ms of this thread; a person with more friends takes another query, and others their turn between.
 SEATS_PER_PAGE: Final = 5_000
@@ -70,6 +71,7 @@ class Onlookers:
         self._own_told: dict[Outbox, bytes] = {}
         self._answering: dict[Outbox, bool] = {}
         self._wake = trio.Event()
+        self._gather_at = float("-inf")
 
     # -- what there is to tell; nothing here awaits -----------------------------------------------------------------------------
 
@@ -134,14 +136,22 @@ class Onlookers:
             self._wake = trio.Event()
             while self._changes or self._pairs or self._waiting:
                 try:
-                    await self._gather_changes()
-                    await self._gather_pairs()
+                    await self._gather()
                     await self._give_out()
                 except UIMError as refused:
                     if refused.code != "unavailable":
                         raise
                     await trio.sleep(REST_S)
-                await trio.sleep_until(self._waiting.next_at)
+                await trio.sleep_until(self._waiting.next_at if self._waiting else self._gather_at)
+
+    async def _gather(self) -> None:
+        """What has changed, person by person, to those who wait for it; a batch at a time, and not too often."""
+        now = trio.current_time()
+        if now < self._gather_at or not (self._changes or self._pairs):
+            return
+        self._gather_at = now + GATHER_EVERY_S
+        await self._gather_changes()
+        await self._gather_pairs()
 
     async def _gather_changes(self) -> None:
         batch = _first(self._changes, PERSONS_AT_ONCE)

@@ -1,8 +1,8 @@
 """Presence: what others are told of a person's sessions, and how much of it at once.
 
 `seen_by_friend` and `seen_by_oneself` say what a state looks like from where; `Waiting` holds what connections have yet to be
-told. Rule: presence is shed first: a connection gets at most one frame a tick, all together a bounded number, and of what waits
-only the newest state of each person is kept.
+told. Rule: presence is shed first: a connection gets a frame at most every 50 ms, all together a bounded number, and of what
+waits only the newest state of each person is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final, Generic, Literal, TypeVar
 from uuid import UUID
 
@@ -18,13 +18,14 @@ import msgspec
 
 from uim.model.ids import rfc3339
 
-# 20 frames/s for one connection and 1,000/s for all: in any second there are at most 20 ticks.
-TICK_S: Final = 0.05
-FRAMES_PER_TICK: Final = 50
+# 1,000 frames/s for all, in small portions, for a message that comes meanwhile waits for one; 20/s for one connection.
+TICK_S: Final = 0.01
+FRAMES_PER_TICK: Final = 10
+REST_S: Final = 0.05
 # A connection that waits for more persons than this is told all of it afresh instead.
 STATES_PER_RECEIVER: Final = 1_000
 # Connections that cannot take a frame now are passed over; no more of them than this are looked at in one tick.
-LOOK_AT_PER_TICK: Final = 1_000
+LOOK_AT_PER_TICK: Final = 200
 
 Status = Literal["online", "offline"]
 
@@ -99,15 +100,26 @@ class Due(Generic[Told]):
 
 
 class Waiting(Generic[Receiver, Told]):
-    """Whom to tell what, the longest waiting first. Bounded by its receivers; nothing here awaits."""
+    """Whom to tell what, the longest waiting first. Bounded by its receivers; nothing here awaits.
+
+    At most `frames_per_tick` in `tick_s`, and to each receiver one in `rest_s`.
+    """
 
     def __init__(
-        self, *, tick_s: float = TICK_S, frames_per_tick: int = FRAMES_PER_TICK, states_per_receiver: int = STATES_PER_RECEIVER
+        self,
+        *,
+        tick_s: float = TICK_S,
+        frames_per_tick: int = FRAMES_PER_TICK,
+        rest_s: float = REST_S,
+        states_per_receiver: int = STATES_PER_RECEIVER,
     ) -> None:
         self._tick_s = tick_s
         self._frames_per_tick = frames_per_tick
+        self._rest_s = rest_s
         self._states_per_receiver = states_per_receiver
         self._due: dict[Receiver, Due[Told]] = {}
+        # Who has just been told something, until when; in that order.
+        self._resting: dict[Receiver, float] = {}
         self._next_at = float("-inf")
 
     def __len__(self) -> int:
@@ -138,14 +150,21 @@ class Waiting(Generic[Receiver, Told]):
         """What to tell in this tick, one frame a receiver; nothing before its time. Who is not ready keeps what waits."""
         if now < self._next_at or not self._due:
             return []
+        self._wake_rested(now)
         taken: list[tuple[Receiver, Due[Told]]] = []
         for receiver in list(islice(self._due, LOOK_AT_PER_TICK)):
             if len(taken) >= self._frames_per_tick:
                 break
             due = self._due.pop(receiver)
-            if is_ready(receiver):
+            if receiver not in self._resting and is_ready(receiver):
                 taken.append((receiver, due))
+                self._resting[receiver] = now + self._rest_s
             else:
                 self._due[receiver] = due  # behind all others, so that one that sleeps keeps nobody waiting
-        self._next_at = now + self._tick_s
+        self._next_at = now + (self._tick_s if taken else self._rest_s)
         return taken
+
+    def _wake_rested(self, now: float) -> None:
+        rested = list(takewhile(lambda receiver: self._resting[receiver] <= now, self._resting))
+        for receiver in rested:
+            del self._resting[receiver]
