@@ -21,7 +21,10 @@ import psycopg
 import trio
 
 from uim.chat import indexer
+from uim.chat.indexer import Indexer
 from uim.chat.search import Search
+from uim.chat.writer import Writer
+from uim.model.message import Draft
 from uim.store.postgres import Pool, connect
 
 OWN_CONVERSATIONS: Final = 50
@@ -29,13 +32,15 @@ OTHER_CONVERSATIONS: Final = 950
 AGE: Final = timedelta(days=25)
 RARE_WORDS: Final = 200
 NEEDLE_EVERY: Final = 2_000
-_SYLLABLES: Final = [first + second for first in "bcdfghlmnprstvw" for second in ("a", "e", "i", "o", "u", "an", "er", "in", "or", "th")]
+OPEN_SENDS: Final = 200
+_ENDS: Final = ("a", "e", "i", "o", "u", "an", "er", "in", "or", "th")
+_SYLLABLES: Final = [first + end for first in "bcdfghlmnprstvw" for end in _ENDS]
 _CHARACTERS: Final = [chr(code) for code in range(0x4E00, 0x4E00 + 2_500)]
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Words and characters by falling frequency, each with its weight (Zipf's law), and words that are said a few times or never."""
+    """Words and characters by falling frequency, each with its weight (Zipf's law); words said a few times or never."""
 
     words: list[str]
     word_weights: list[float]
@@ -159,7 +164,7 @@ async def _measure(
         await tx.execute("vacuum analyze search_blocks")
     pool = Pool(database_url, 2)
     search = Search(pool)
-    times: dict[str, list[float]] = {name: [] for name in questions(spoken)} | {"in one conversation": [], "second page": []}
+    times: dict[str, list[float]] = {name: [] for name in (*questions(spoken), "in one conversation", "second page")}
     for _ in range(asked):
         for name, question in questions(spoken).items():
             q = question(chance)
@@ -189,3 +194,63 @@ async def _second_page_ms(search: Search, seeker: UUID, q: str) -> float:
     if first.next is not None:
         await search.page(user_id=seeker, q=q, cursor=first.next, limit=50)
     return (time.perf_counter() - began_at) * 1000
+
+
+# -- what it costs the writer ---------------------------------------------------------------------------------------------
+
+
+def measure_cost(database_url: str, *, seconds: float, rounds: int) -> dict[str, float]:
+    """Texts a second through the writer without and with the packing beside it, by turns; `share` is with of without."""
+    chance = random.Random(1815)
+    sender, conversation_ids, spoken = seed(database_url, messages=1, own_share=1, chance=chance)
+    texts = [spoken.sentence(chance) for _ in range(5_000)]
+    return trio.run(_measure_cost, database_url, sender, conversation_ids, texts, seconds, rounds)
+
+
+async def _measure_cost(
+    database_url: str, sender: UUID, conversation_ids: list[UUID], texts: list[str], seconds: float, rounds: int
+) -> dict[str, float]:
+    without: list[float] = []
+    beside: list[float] = []
+    for turn in range(2 * rounds):
+        # By turns in the order A B B A, so that a machine that gets slower is unfair to neither.
+        is_beside = turn % 4 in (1, 2)
+        rate = await _posted_per_s(database_url, sender, conversation_ids, texts, seconds, is_beside)
+        (beside if is_beside else without).append(rate)
+    shares = [one / other for one, other in zip(beside, without, strict=True)]
+    return {
+        "without_per_s": statistics.median(without),
+        "with_per_s": statistics.median(beside),
+        "share": statistics.median(beside) / statistics.median(without),
+        "least_share": min(shares),
+        "greatest_share": max(shares),
+    }
+
+
+async def _posted_per_s(
+    database_url: str, sender: UUID, conversation_ids: list[UUID], texts: list[str], seconds: float, is_beside: bool
+) -> float:
+    posted = 0
+    writer = Writer(database_url, lambda _: None)
+
+    async def post(number: int) -> None:
+        nonlocal posted
+        while True:
+            text = texts[(number * 37 + posted) % len(texts)]
+            await writer.post(Draft(conversation_ids[posted % OWN_CONVERSATIONS], sender, uuid4().hex, text, None))
+            posted += 1
+
+    async with await connect(database_url, name="load") as tx:
+        while await indexer.step(tx):
+            await trio.lowlevel.checkpoint()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        if is_beside:
+            await nursery.start(Indexer(database_url).run)
+        began_at = time.perf_counter()
+        for number in range(OPEN_SENDS):
+            nursery.start_soon(post, number)
+        await trio.sleep(seconds)
+        rate = posted / (time.perf_counter() - began_at)
+        nursery.cancel_scope.cancel()
+    return rate

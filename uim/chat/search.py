@@ -58,10 +58,11 @@ class SearchPage:
 
 
 class Search:
-    """The room of search. Everything here only reads; cancelling has no effect but that."""
+    """The room of search. Everything here only reads; cancelling has no effect but that. `first_stretch`: of how many ids."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, first_stretch: int = FIRST_STRETCH) -> None:
         self._pool = pool
+        self._first_stretch = first_stretch
         self._turns = trio.Semaphore(AT_ONCE)
 
     async def page(
@@ -78,7 +79,7 @@ class Search:
             where = await search.extent(tx, user_id=user_id, conversation_id=conversation_id)
             if conversation_id is not None and not where.conversation_ids:
                 raise not_found("no such conversation")
-            found = await _Look(tx, user_id, where, wanted).down(below, limit + 1)
+            found = await _Look(tx, user_id, where, wanted).down(below, limit + 1, self._first_stretch)
             here = found[:limit]
             counts = await _counts(tx, user_id, [entry for entry, _ in here])
         items = [Hit(_shown(entry, user_id, counts), highlights) for entry, highlights in here]
@@ -116,12 +117,11 @@ class _Look:
         self._wanted = wanted
         self._probes = probes_of(wanted)
 
-    async def down(self, below: int, enough: int) -> _Found:
-        """The newest matches below an id, `enough` of them or all that there are."""
+    async def down(self, below: int, enough: int, length: int) -> _Found:
+        """The newest matches below an id, `enough` of them or all that there are; `length` is the first stretch's."""
         found: _Found = []
         floor = max(self._where.horizon + 1, min(self._where.since, default=MAX_MESSAGE_ID))
         below = min(below, self._where.head + 1)
-        length = FIRST_STRETCH
         while below > floor and len(found) < enough:
             candidates, down_to = await self._stretch(max(floor, below - length), below, enough)
             found += await self._confirmed(candidates, enough - len(found))
