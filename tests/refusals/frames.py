@@ -79,7 +79,9 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_push(frame: Frame, request_id: str | None) -> bool:
-    if frame["type"] in ("SYNC_BATCH", "PRESENCE_UPDATE"):
+    if frame["type"] == "PRESENCE_UPDATE":
+        return "request_id" not in frame
+    if frame["type"] == "SYNC_BATCH":
         return frame.get("request_id") != request_id
     return frame["type"] in ("MESSAGE_RECEIVE", "CONVERSATION_UPDATE") or "receipts" in frame["payload"]
 
