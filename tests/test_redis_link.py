@@ -15,7 +15,7 @@ import trio
 
 from tests.faults.proxy import Proxy, redis_proxy
 from uim.cli import embedded
-from uim.store.redis import MAX_WAITING, RedisAway, RedisLink
+from uim.store.redis import MAX_WAITING, PING_EVERY_S, RedisAway, RedisLink
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -147,6 +147,20 @@ async def test_the_subscription_comes_back(proxy: Proxy, redis_url: str) -> None
         await until(lambda: link.hears and link.is_up)
         await link.call("PUBLISH", "news", b"two")
         await until(lambda: heard == [b"one", b"two"])
+
+
+async def test_a_cancelled_link_ends_even_at_the_moment_at_which_its_subscription_looks_up(redis_url: str) -> None:
+    """redis-py swallows some of the cancellations that come as its own time-out expires: a drained server never ended."""
+
+    async def live_and_end(after_s: float) -> None:
+        async with linked(redis_url, heard=[]) as link:
+            await until(lambda: link.hears)
+            await trio.sleep(after_s)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(live_and_end, PING_EVERY_S - 0.01 + number * 0.0005)
 
 
 @asynccontextmanager

@@ -52,6 +52,8 @@ class RedisLink:
         self._wake = trio.Event()
         self.is_up = False
         self.hears = False
+        self._tried = trio.Event()
+        self._ended = False
         self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
 
     def subscribe(
@@ -104,14 +106,24 @@ class RedisLink:
         await self.call("PING")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the link until cancelled. Started at once: whoever needs Redis finds out by asking."""
+        """Keep the link until cancelled. Started after the first try, whatever came of it: who needs Redis asks."""
         async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
             nursery.start_soon(self._pump)
             nursery.start_soon(self._listen)
+            nursery.start_soon(self._note_the_end)
             with trio.move_on_after(ANSWER_WITHIN_S):
-                while not self.is_up:
-                    await trio.sleep(0.005)
+                await self._tried.wait()
             task_status.started()
+
+    async def _note_the_end(self) -> None:
+        """Tell the subscription when the link is cancelled.
+
+        redis-py swallows a cancellation that comes just as its own time-out expires, and would then go on listening for ever.
+        """
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._ended = True
 
     def _client(self) -> Any:
         return redis.asyncio.Redis.from_url(
@@ -141,11 +153,13 @@ class RedisLink:
         if not self.is_up:
             log.info("redis is there")
         self.is_up = True
+        self._tried.set()
 
     async def _went_away(self, batch: list[_Call], why: Exception) -> None:
         if self.is_up:
             log.warning("redis is away", error=str(why))
         self.is_up = False
+        self._tried.set()
         for call in [*batch, *self._waiting]:
             _settle(call, RedisAway(str(why)))
         self._waiting.clear()
@@ -170,7 +184,7 @@ class RedisLink:
                 await subscription.subscribe(*self._channels)
                 begun = 0
                 silent = 0
-                while silent < 3:
+                while silent < 3 and not self._ended:
                     message = await subscription.get_message(timeout=PING_EVERY_S)
                     silent = 0 if message else silent + 1
                     if message is None:
