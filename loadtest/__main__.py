@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from loadtest import append, echo, talk
+from loadtest import append, echo, search, talk
 from loadtest.frames import Torn
 from loadtest.people import Refused
 from loadtest.servers import bare_echo, migrated_databases, whole_server
@@ -81,6 +81,19 @@ def echo_command(pairs: int, json_file: Path | None, **parameters: Any) -> None:
 def append_command(json_file: Path | None, **parameters: Any) -> None:
     with migrated_databases() as servers:
         _tell("append", parameters, append.measure(servers.database_url, **parameters), json_file)
+
+
+@main.command("search", help="A member of 50 conversations looks for words. Milliseconds; and what packing costs the writer.")
+@click.option("--messages", type=click.IntRange(1_000), default=1_000_000, show_default=True, help="In the whole log.")
+@click.option("--own-share", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Of them in those conversations.")
+@click.option("--asked", type=click.IntRange(1), default=30, show_default=True, help="Times of each question.")
+@_options("seconds", "json")
+def search_command(seconds: float, json_file: Path | None, **parameters: Any) -> None:
+    with migrated_databases() as servers:
+        figures = search.measure(servers.database_url, **parameters)
+    with migrated_databases() as servers:
+        cost = search.measure_cost(servers.database_url, seconds=seconds, rounds=4)
+    _tell("search", {**parameters, "seconds": seconds}, figures | _named("writer", cost), json_file)
 
 
 @main.command("all", help="echo, append, w1 and w3, one after the other, and the shares.")

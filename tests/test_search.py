@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest import search as load
 from tests.rooms import Rooms, rooms_on
 from uim.chat import indexer
 from uim.chat.search import MAX_HIGHLIGHTS, Search
@@ -279,3 +281,20 @@ async def test_who_waits_too_long_for_others_is_told_so(rooms: Rooms, monkeypatc
     with pytest.raises(UIMError) as refusal:
         await Search(rooms.pool).page(user_id=ada, q="word", limit=1)
     assert refusal.value.code == "unavailable"
+
+
+def test_the_measuring_of_search_finds_what_it_has_sown(database_url: str) -> None:
+    figures = load.measure(database_url, messages=6_000, own_share=0.5, asked=1)
+    assert {f"{name}, p95 ms" for name in load.questions(load.language(random.Random(1)))} < figures.keys()
+    assert figures["packed_messages_per_s"] > 0
+
+
+async def test_its_rare_words_are_few_and_its_absent_ones_are_not_there(rooms: Rooms, database_url: str) -> None:
+    chance = random.Random(1)
+    sow = partial(load.seed, database_url, messages=6_000, own_share=0.9, chance=chance)
+    seeker, _, spoken = await trio.to_thread.run_sync(sow)
+    await pack(database_url)
+    search = Search(rooms.pool)
+    assert 1 <= len(await walk(search, seeker, spoken.rare[1], limit=100)) < 5
+    assert await walk(search, seeker, spoken.absent[1], limit=100) == []
+    assert len((await search.page(user_id=seeker, q=spoken.words[0], limit=100)).items) == 100

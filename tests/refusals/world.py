@@ -354,6 +354,11 @@ async def _read(world: World) -> Sample:
     return _in_group(world, body={"message_id": world.message_id})
 
 
+@sample("GET /api/messages/search")
+async def _search(world: World) -> Sample:
+    return Sample(query={"q": "hello", "conversation_id": world.group_id, "limit": "2"}, told=frozenset({"not_found"}))
+
+
 @sample("GET /api/sync")
 async def _sync(world: World) -> Sample:
     return Sample(query={"device_id": "tablet", "last_sync_id": "0", "limit": "2"})
