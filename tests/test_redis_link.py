@@ -153,14 +153,19 @@ async def test_a_cancelled_link_ends_even_at_the_moment_at_which_its_subscriptio
     """redis-py swallows some of the cancellations that come as its own time-out expires: a drained server never ended."""
 
     async def live_and_end(after_s: float) -> None:
-        async with linked(redis_url, heard=[]) as link:
-            await until(lambda: link.hears)
+        link = RedisLink(redis_url)
+        link.subscribe("news", lambda data: None)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(link.run)
+            while not link.hears:
+                await trio.sleep(0.0005)
             await trio.sleep(after_s)
+            nursery.cancel_scope.cancel()
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            for number in range(40):
-                nursery.start_soon(live_and_end, PING_EVERY_S - 0.01 + number * 0.0005)
+            for number in range(100):
+                nursery.start_soon(live_and_end, PING_EVERY_S + (-0.01, 0.001, 0.004)[number % 3])
 
 
 @asynccontextmanager
