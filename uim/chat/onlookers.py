@@ -26,7 +26,7 @@ from uim.store.presence import Seat
 from uim.wire.frames import raw_frame
 
 REST_S: Final = 0.5
-GATHER_EVERY_S: Final = 0.05
+GATHER_EVERY_S: Final = 0.1
 PERSONS_AT_ONCE: Final = 100
 # About 5 ms of this thread; a person with more friends takes another query, and others their turn between.
 SEATS_PER_PAGE: Final = 5_000

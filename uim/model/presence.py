@@ -22,6 +22,8 @@ from uim.model.ids import rfc3339
 TICK_S: Final = 0.01
 FRAMES_PER_TICK: Final = 10
 REST_S: Final = 0.05
+# While more wait than a tick takes each rests longer: fewer and fuller frames, for a frame costs more than the states in it.
+RESTS_UNDER_LOAD: Final = 6
 # A connection that waits for more persons than this is told all of it afresh instead.
 STATES_PER_RECEIVER: Final = 1_000
 # Connections that cannot take a frame now are passed over; no more of them than this are looked at in one tick.
@@ -102,7 +104,7 @@ class Due(Generic[Told]):
 class Waiting(Generic[Receiver, Told]):
     """Whom to tell what, the longest waiting first. Bounded by its receivers; nothing here awaits.
 
-    At most `frames_per_tick` in `tick_s`, and to each receiver one in `rest_s`.
+    At most `frames_per_tick` in `tick_s`, and to each receiver one in `rest_s`, or less often while many wait.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Waiting(Generic[Receiver, Told]):
         self._rest_s = rest_s
         self._states_per_receiver = states_per_receiver
         self._due: dict[Receiver, Due[Told]] = {}
-        # Who has just been told something, until when; in that order.
+        # Who has just been told something, and until when that is enough; in the order of telling.
         self._resting: dict[Receiver, float] = {}
         self._next_at = float("-inf")
 
@@ -151,6 +153,7 @@ class Waiting(Generic[Receiver, Told]):
         if now < self._next_at or not self._due:
             return []
         self._wake_rested(now)
+        rest_s = self._rest_s if len(self._due) <= self._frames_per_tick else self._rest_s * RESTS_UNDER_LOAD
         taken: list[tuple[Receiver, Due[Told]]] = []
         for receiver in list(islice(self._due, LOOK_AT_PER_TICK)):
             if len(taken) >= self._frames_per_tick:
@@ -158,13 +161,14 @@ class Waiting(Generic[Receiver, Told]):
             due = self._due.pop(receiver)
             if receiver not in self._resting and is_ready(receiver):
                 taken.append((receiver, due))
-                self._resting[receiver] = now + self._rest_s
+                self._resting[receiver] = now + rest_s
             else:
                 self._due[receiver] = due  # behind all others, so that one that sleeps keeps nobody waiting
         self._next_at = now + (self._tick_s if taken else self._rest_s)
         return taken
 
     def _wake_rested(self, now: float) -> None:
+        # Not quite in the order of their ends; one that stands behind a longer rest has it too.
         rested = list(takewhile(lambda receiver: self._resting[receiver] <= now, self._resting))
         for receiver in rested:
             del self._resting[receiver]
