@@ -168,7 +168,7 @@ async def test_bug_in_one_connection_ends_that_connection_alone() -> None:
 
 async def until(is_so: Callable[[], bool]) -> None:
     with trio.fail_after(5):
-        while not is_so():  # noqa: ASYNC110 - a connection is counted in and out by the other side
+        while not is_so():
             await trio.sleep(0.001)
 
 
