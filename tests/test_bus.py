@@ -92,11 +92,12 @@ async def test_every_kind_of_word_reaches_the_others_whole_and_not_oneself(redis
         one.bus.changed(changed)
         one.bus.ended(ended)
         one.bus.replaced(user, "phone", 2)
+        one.bus.profile_changed(user)
         for other in (two, three):
-            await until(lambda other=other: len(other.rest) == 3)  # type: ignore[misc]  # bound for this round
+            await until(lambda other=other: len(other.rest) == 4)  # type: ignore[misc]  # bound for this round
             assert [values(heard) for heard in other.entries] == [values(each) for each in said]
             assert other.receipts == [([delivered, read], {(read.conversation_id, user): 4})]
-            assert other.rest == [changed, ended, (user, "phone", 2)]
+            assert other.rest == [changed, ended, (user, "phone", 2), user]
         assert (one.entries, one.receipts, one.rest) == ([], [], [])
 
 

@@ -256,9 +256,7 @@ async def test_session_keys_tell_of_connections_and_go_with_them(server: Server,
 # --- TLS ---
 
 
-async def test_https_and_wss_share_the_port_and_speak_tls_1_2_and_1_3_alone(
-    database_url: str, redis_url: str, tmp_path: Path
-) -> None:
+async def test_https_and_wss_share_the_port_and_speak_tls_1_2_and_1_3_alone(database_url: str, redis_url: str, tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -335,9 +333,7 @@ async def test_a_drain_under_load_tells_everybody_and_loses_nothing_acknowledged
             assert 0 < int(reason.partition("=")[2]) <= 5_000
     assert trio.current_time() - started_at < 10
     with psycopg.connect(database_url) as database:
-        found = dict(
-            database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall()
-        )
+        found = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
     assert len(acked) > 100
     assert {client_id: found.get(client_id) for client_id in acked} == acked
 
@@ -369,9 +365,7 @@ async def program(database_url: str, redis_url: str) -> AsyncIterator[tuple[subp
                 nursery.cancel_scope.cancel()
 
 
-async def test_sigterm_ends_the_program_with_0_within_10_seconds_and_its_clients_are_told(
-    database_url: str, redis_url: str
-) -> None:
+async def test_sigterm_ends_the_program_with_0_within_10_seconds_and_its_clients_are_told(database_url: str, redis_url: str) -> None:
     async with program(database_url, redis_url) as (process, server):
         alice, bob = await server.register("alice"), await server.register("bob")
         conversation_id = await server.pair(alice, bob)
@@ -386,7 +380,5 @@ async def test_sigterm_ends_the_program_with_0_within_10_seconds_and_its_clients
             await device.closing(Cut.RESTART)
         assert await trio.to_thread.run_sync(process.wait, 10) == 0
     with psycopg.connect(database_url) as database:
-        found = dict(
-            database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall()
-        )
+        found = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
     assert {client_id: found.get(client_id) for client_id in acked} == acked
