@@ -333,7 +333,7 @@ async def test_a_drain_under_load_tells_everybody_and_loses_nothing_acknowledged
             assert 0 < int(reason.partition("=")[2]) <= 5_000
     assert trio.current_time() - started_at < 10
     with psycopg.connect(database_url) as database:
-        found = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
+        found: dict[str, int] = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
     assert len(acked) > 100
     assert {client_id: found.get(client_id) for client_id in acked} == acked
 
@@ -380,5 +380,5 @@ async def test_sigterm_ends_the_program_with_0_within_10_seconds_and_its_clients
             await device.closing(Cut.RESTART)
         assert await trio.to_thread.run_sync(process.wait, 10) == 0
     with psycopg.connect(database_url) as database:
-        found = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
+        found: dict[str, int] = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
     assert {client_id: found.get(client_id) for client_id in acked} == acked
