@@ -302,6 +302,13 @@ async def keep_saying(device: Device, conversation_id: str, acked: dict[str, int
             enough()
 
 
+def texts_stored(database_url: str) -> dict[str, int]:
+    """By client id the message_id of every text."""
+    with psycopg.connect(database_url) as database:
+        rows = database.execute("select client_message_id, message_id from messages where message_type = 'text'")
+        return {client_id: message_id for client_id, message_id in rows}
+
+
 async def test_a_drain_under_load_tells_everybody_and_loses_nothing_acknowledged(database_url: str, redis_url: str) -> None:
     acked: dict[str, int] = {}
     under_way = trio.Event()
@@ -332,8 +339,7 @@ async def test_a_drain_under_load_tells_everybody_and_loses_nothing_acknowledged
             assert reason is not None and reason.startswith("retry_after_ms=")
             assert 0 < int(reason.partition("=")[2]) <= 5_000
     assert trio.current_time() - started_at < 10
-    with psycopg.connect(database_url) as database:
-        found: dict[str, int] = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
+    found = await trio.to_thread.run_sync(texts_stored, database_url)
     assert len(acked) > 100
     assert {client_id: found.get(client_id) for client_id in acked} == acked
 
@@ -379,6 +385,5 @@ async def test_sigterm_ends_the_program_with_0_within_10_seconds_and_its_clients
         for device in (laptop, phone):
             await device.closing(Cut.RESTART)
         assert await trio.to_thread.run_sync(process.wait, 10) == 0
-    with psycopg.connect(database_url) as database:
-        found: dict[str, int] = dict(database.execute("select client_message_id, message_id from messages where message_type = 'text'").fetchall())
+    found = await trio.to_thread.run_sync(texts_stored, database_url)
     assert {client_id: found.get(client_id) for client_id in acked} == acked
