@@ -306,7 +306,7 @@ def texts_stored(database_url: str) -> dict[str, int]:
     """By client id the message_id of every text."""
     with psycopg.connect(database_url) as database:
         rows = database.execute("select client_message_id, message_id from messages where message_type = 'text'")
-        return {client_id: message_id for client_id, message_id in rows}
+        return {str(row[0]): int(row[1]) for row in rows}
 
 
 async def test_a_drain_under_load_tells_everybody_and_loses_nothing_acknowledged(database_url: str, redis_url: str) -> None:
