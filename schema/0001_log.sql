@@ -322,11 +322,14 @@ begin
         on conflict do nothing
     )
     select a.conversation_id, a.user_id, a.kind, a.after, a.up_to, v_at,
-        array(select distinct m.sender_id from messages m
-              where m.conversation_id = a.conversation_id and m.message_id > a.after and m.message_id <= a.up_to
-                and m.message_type = 'text' and m.sender_id <> a.user_id
-                -- Read receipts obey both users' settings.
-                and a.told and (a.kind = 'delivered' or exists (select from users u where u.user_id = m.sender_id and u.read_receipts))),
+        -- Who is out of the conversation hears of it no more; read receipts obey both users' settings.
+        array(select sent.sender_id
+              from (select distinct m.sender_id from messages m
+                    where m.conversation_id = a.conversation_id and m.message_id > a.after and m.message_id <= a.up_to
+                      and m.message_type = 'text' and m.sender_id <> a.user_id and a.told) sent
+              join conversation_participants p
+                  on p.conversation_id = a.conversation_id and p.user_id = sent.sender_id and p.left_at is null
+              join users u on u.user_id = sent.sender_id and (a.kind = 'delivered' or u.read_receipts)),
         a.told
     from advances a;
 end $$;

@@ -55,8 +55,8 @@ from uim.metrics import Metrics
 from uim.store import identity
 from uim.store.postgres import ConnectionLost, connect
 
-DRAIN_WITHIN_S: Final = 9.0
-WRITER_WITHIN_S: Final = 4.0
+DRAIN_WITHIN_S: Final = 8.0
+WRITER_WITHIN_S: Final = 3.0
 GOODBYES_WITHIN_S: Final = 3.5
 REST_S: Final = 0.5
 

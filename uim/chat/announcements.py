@@ -65,6 +65,9 @@ class Announcements:
                 return
             views = await conversations.views_of(tx, conversation_id=conversation_id, user_ids=here)
         for user_id, view in views.items():
+            now = self._memberships.get(conversation_id)
+            if now is not None and not now.is_member(user_id):
+                continue  # out since the reading, and told so: this would bring the conversation back
             data = frame("CONVERSATION_UPDATE", {"conversation": view})
             for outbox in self._switchboard.of_user(user_id):
                 if outbox.live:

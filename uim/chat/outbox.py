@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,6 +31,22 @@ MAX_LATE: Final = 5_000
 Receipt = dict[str, Any]
 
 
+@dataclass(slots=True)
+class _Late:
+    """Receipts of one user in one conversation that found no room: intervals that touch are one."""
+
+    receipts: list[Receipt]
+    more: dict[str, Any]
+
+    def add(self, receipt: Receipt, more: dict[str, Any]) -> None:
+        self.more = more
+        last = self.receipts[-1] if self.receipts else None
+        if last is not None and receipt["after"] <= last["message_id"]:
+            last.update(message_id=max(last["message_id"], receipt["message_id"]), at=receipt["at"])
+        else:
+            self.receipts.append(dict(receipt))
+
+
 class Outbox:
     """The server's half of one connection that is not the socket. Owned by its session.
 
@@ -38,9 +55,11 @@ class Outbox:
     """
 
     __slots__ = (
+        "_clock_waits",
         "_earlier",
         "_late_frames",
         "_late_receipts",
+        "_room",
         "catch_up",
         "closed",
         "confirmed",
@@ -60,6 +79,7 @@ class Outbox:
         "session_id",
         "size",
         "told",
+        "told_ever",
         "unconfirmed",
         "user_id",
         "wake",
@@ -92,7 +112,7 @@ class Outbox:
         self.older: Outbox | None = None
         self.gone = trio.Event()
         self.sent = 0
-        self.told = 0
+        self.told = self.told_ever = 0
         self.confirmed = 0
         # (id, conversation or None for a page's own end, somebody else's entry)
         self.unconfirmed: deque[tuple[int, UUID | None, bool]] = deque()
@@ -100,8 +120,11 @@ class Outbox:
         self._earlier: deque[tuple[int, UUID | None, bool]] = deque()
         self.pages = 0
         self.resends = 0
+        # When the oldest unconfirmed entry left, or the device last confirmed; until it has left, that clock waits.
         self.progress_at = trio.current_time()
-        self._late_receipts: dict[tuple[UUID, str, UUID], Receipt] = {}
+        self._clock_waits = False
+        self._room = trio.Event()
+        self._late_receipts: dict[tuple[UUID, str, UUID], _Late] = {}
         self._late_frames: dict[object, bytes] = {}
 
     # -- putting in -------------------------------------------------------------------------------------------------------
@@ -125,24 +148,27 @@ class Outbox:
             self.fall_back()
             return
         own = entry.sender_id == self.user_id
-        if not self.unconfirmed:
-            self.progress_at = trio.current_time()
+        self._clock_waits |= not self.unconfirmed
         self.unconfirmed.append((entry.message_id, entry.conversation_id, not own))
         self.sent = entry.message_id
-        self.told = max(self.told, self.sent)
+        self.tell(self.sent)
         self.push(message_receive(entry, own=own))
 
     def push_page(self, data: bytes, entries: list[Entry], position: int) -> None:
         """Queue a SYNC_BATCH whose next_sync_id is `position`."""
-        if not self.unconfirmed:
-            self.progress_at = trio.current_time()
+        self._clock_waits |= not self.unconfirmed
         for entry in entries:
             self.unconfirmed.append((entry.message_id, entry.conversation_id, entry.sender_id != self.user_id))
         self.unconfirmed.append((position, None, False))
         self.pages += 1
         self.sent = position
-        self.told = max(self.told, position)
+        self.tell(position)
         self.push(data)
+
+    def tell(self, position: int) -> None:
+        """The device is told this position, so it may confirm it."""
+        self.told = max(self.told, position)
+        self.told_ever = max(self.told_ever, self.told)
 
     def hint(self, about: object, data: bytes) -> None:
         """Queue what is not in the log (an updated conversation). Without room the newest about each thing is kept."""
@@ -160,8 +186,8 @@ class Outbox:
             self.push(frame("MESSAGE_ACK", {"status": status, "conversation_id": conversation_id, "receipts": receipts, **more}))
             return
         for receipt in receipts:
-            known = self._late_receipts.setdefault((conversation_id, status, receipt["user_id"]), dict(receipt))
-            known.update(message_id=max(known["message_id"], receipt["message_id"]), at=receipt["at"])
+            late = self._late_receipts.setdefault((conversation_id, status, receipt["user_id"]), _Late([], {}))
+            late.add(receipt, more)
         self._check_late()
 
     def _check_late(self) -> None:
@@ -186,16 +212,26 @@ class Outbox:
         self.size = sum(map(len, self.frames))
 
     def written(self, size: int) -> None:
-        """That many bytes have left. The clock of what is unconfirmed starts now; what came late has room now."""
+        """That many bytes have left, the oldest unconfirmed entry among them. What came late has room now."""
         self.size -= size
-        self.progress_at = trio.current_time()
+        if self._clock_waits:
+            self._clock_waits = False
+            self.progress_at = trio.current_time()
+        if self.size <= MAX_BYTES:
+            self._room.set()
         if self.size == 0 and (self._late_receipts or self._late_frames):
             late, self._late_receipts = self._late_receipts, {}
             frames, self._late_frames = self._late_frames, {}
             for data in frames.values():
                 self.push(data)
-            for (conversation_id, status, _), receipt in late.items():
-                self.push(frame("MESSAGE_ACK", {"status": status, "conversation_id": conversation_id, "receipts": [receipt]}))
+            for (conversation_id, status, _), kept in late.items():
+                self.receipts(conversation_id, status, kept.receipts, **kept.more)
+
+    async def room(self) -> None:
+        """Returns once little enough waits here for its client to be read on: who does not take answers asks no more."""
+        while self.size > MAX_BYTES:
+            self._room = trio.Event()
+            await self._room.wait()
 
     # -- the cursor -------------------------------------------------------------------------------------------------------
 
@@ -246,4 +282,5 @@ class Outbox:
         self._earlier.clear()
         self.pages = self.resends = 0
         self.sent = self.told = self.confirmed = position
+        self.told_ever = max(self.told_ever, position)
         self.progress_at = trio.current_time()

@@ -92,11 +92,11 @@ class Tailer:
                 await self._rest(lost)
 
     async def _step(self) -> None:
-        batch = self._in_line()
-        if batch:
-            await self._hand_on(batch)
-        elif trio.current_time() >= self._next_poll:
+        # First, or a stream of entries without an end would starve revocations.
+        if trio.current_time() >= self._next_poll:
             await self._poll()
+        elif batch := self._in_line():
+            await self._hand_on(batch)
         elif self._pending:
             await self._wait(HOLE_PATIENCE_S)
             if self.position + 1 not in self._pending:

@@ -51,6 +51,7 @@ async def ping(session: Session, received: HeartbeatPing) -> None:
         session.keep_position()
     session.house.sessions.beat(session.outbox)
     now = rfc3339(datetime.fromtimestamp(time.time(), UTC))
+    session.outbox.tell(position)
     session.outbox.push(frame("HEARTBEAT_PONG", {"server_time": now, "last_sync_id": position}, received.request_id))
 
 
@@ -126,8 +127,10 @@ async def acknowledge(session: Session, received: MessageAck) -> None:
     """Delivered: the cursor and the watermarks move. Read: that conversation's."""
     said = received.payload
     if said.status == "delivered":
-        if said.message_id > session.outbox.told:
+        if said.message_id > session.outbox.told_ever:
             raise invalid("message_id", "is above everything that this connection was sent")
+        if said.message_id > session.outbox.told:
+            return  # of what was sent before a SYNC_REQUEST: it says nothing of what is sent since
         # A lower one than before moves no cursor, but may confirm what has been sent again meanwhile.
         session.house.receipts.confirmed(session.outbox, said.message_id)
         return

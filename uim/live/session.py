@@ -128,6 +128,8 @@ class Session:
             except ConnectionClosed:
                 return
             self.heard_at = trio.current_time()
+            # One that asks and never reads is read no further: TCP tells it to wait.
+            await self.outbox.room()
             if isinstance(text, bytes):
                 self._count_malformed()
                 continue

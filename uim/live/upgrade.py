@@ -5,6 +5,7 @@ Rule: whoever is not let in is told so before the upgrade, by an HTTP status and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
@@ -18,7 +19,7 @@ from uim.admission import Peer
 from uim.chat.callers import caller_of
 from uim.chat.house import House
 from uim.errors import UIMError
-from uim.listener import ByteStream
+from uim.listener import ByteStream, refusal
 from uim.live import handlers
 from uim.live.hello import Hello, check_app_version, read_hello
 from uim.live.session import Session
@@ -30,6 +31,8 @@ from uim.wire.frames import MAX_FRAME_IN_BYTES
 UPGRADE_WITHIN_S: Final = 10.0
 SUBPROTOCOL: Final = "uim.v1"
 RECEIVE_BYTES: Final = 16 * 1024
+
+_UPGRADE: Final = re.compile(rb"\nupgrade:[ \t]*websocket", re.IGNORECASE)
 
 log = get_logger(__name__)
 
@@ -44,6 +47,10 @@ class WebSocketFront:
 
     async def __call__(self, stream: trio.abc.Stream, peer: Peer) -> None:
         assert isinstance(stream, ByteStream)
+        if not await _asks_to_upgrade(stream):
+            await stream.send_all(refusal(HTTPStatus.BAD_REQUEST, "bad_request", "/ws is for WebSockets"))
+            await stream.aclose()
+            return
         framed = FrameStream(stream)
         async with trio.open_nursery() as nursery:
             session = None
@@ -100,6 +107,13 @@ class WebSocketFront:
         if self._is_draining() or house.switchboard.connections >= house.settings.max_connections:
             raise UIMError("unavailable", "no more connections here just now", retry_after_s=5.0)
         return hello, caller
+
+
+async def _asks_to_upgrade(stream: ByteStream) -> bool:
+    """Whether the head, which the listener has read whole, asks for a WebSocket; its bytes come again."""
+    head = await stream.receive_some()
+    stream.unread(head)
+    return _UPGRADE.search(head.partition(b"\r\n\r\n")[0]) is not None
 
 
 def _header(request: WebSocketRequest, name: bytes) -> str | None:

@@ -27,6 +27,7 @@ _FORGET: Final = (
     "delete from friendships where user_id = %(user_id)s or friend_id = %(user_id)s",
     "delete from blocks where user_id = %(user_id)s or blocked_id = %(user_id)s",
     "delete from hidden_messages where user_id = %(user_id)s",
+    "delete from receipt_pauses where user_id = %(user_id)s",
     "delete from device_cursors where user_id = %(user_id)s",
     # The rows stay, for other processes ask which logins have ended of late.
     "update logins set device_id = '-', device_name = null, platform = null where user_id = %(user_id)s",
