@@ -139,6 +139,9 @@ async def test_a_lone_process_keeps_its_log_batches_to_itself_until_another_come
                 assert [said[0] for said in msgspec.msgpack.decode(message["data"])["log"]] == [2]
 
 
+SOMEBODY = "3d0a3e5a-6a52-4f0c-9b65-0d3c1a2f7b11"
+
+
 @pytest.mark.parametrize(
     "garbled",
     [
@@ -148,9 +151,9 @@ async def test_a_lone_process_keeps_its_log_batches_to_itself_until_another_come
         msgspec.msgpack.encode([1, 2]),
         msgspec.msgpack.encode({"process": "no uuid"}),
         msgspec.msgpack.encode({"log": []}),
-        msgspec.msgpack.encode({"process": str(uuid4()), "log": [[1, 2]]}),
-        msgspec.msgpack.encode({"process": str(uuid4()), "replaced": [[str(uuid4()), "phone", "three"]]}),
-        msgspec.msgpack.encode({"process": str(uuid4()), "ended": None}),
+        msgspec.msgpack.encode({"process": SOMEBODY, "log": [[1, 2]]}),
+        msgspec.msgpack.encode({"process": SOMEBODY, "replaced": [[SOMEBODY, "phone", "three"]]}),
+        msgspec.msgpack.encode({"process": SOMEBODY, "ended": None}),
     ],
 )
 async def test_garbled_words_are_told_in_the_log_and_harm_nothing(redis_url: str, garbled: bytes) -> None:
