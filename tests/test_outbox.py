@@ -238,6 +238,27 @@ async def test_receipts_without_room_are_merged_and_come_when_there_is_room() ->
     assert [(r["after"], r["message_id"]) for r in told["read"]] == [(0, 7)]
 
 
+async def test_late_intervals_that_do_not_touch_are_kept_apart() -> None:
+    outbox = outbox_of(Session())
+    outbox.push(b"x" * (MAX_BYTES + 1))
+    for after, up_to in ((0, 5), (5, 9), (12, 20), (18, 30), (40, 41)):
+        outbox.receipts(ROOM, "delivered", [receipt(OTHER, after, up_to)])
+    drain_quietly(outbox)
+    (told,) = drain(outbox)
+    assert [(r["after"], r["message_id"]) for r in told["payload"]["receipts"]] == [(0, 9), (12, 30), (40, 41)]
+
+
+async def test_a_late_receipt_of_ones_own_reading_keeps_the_newest_unread_count() -> None:
+    outbox = outbox_of(Session())
+    outbox.push(b"x" * (MAX_BYTES + 1))
+    for up_to, left in ((5, 7), (9, 3)):
+        outbox.receipts(ROOM, "read", [receipt(ME, up_to - 4, up_to)], unread_count=left)
+    outbox.receipts(ROOM, "read", [receipt(OTHER, 0, 9)])
+    drain_quietly(outbox)
+    told = {frame["payload"]["receipts"][0]["user_id"]: frame["payload"].get("unread_count") for frame in drain(outbox)}
+    assert told == {str(ME): 3, str(OTHER): None}
+
+
 async def test_hints_without_room_keep_the_newest_about_each_thing() -> None:
     outbox = outbox_of(Session())
     outbox.push(b"x" * (MAX_BYTES + 1))
@@ -245,7 +266,8 @@ async def test_hints_without_room_keep_the_newest_about_each_thing() -> None:
     outbox.hint("two", _framed(2))
     outbox.hint("one", _framed(3))
     drain_quietly(outbox)
-    assert drain(outbox) == [3, 2]
+    came: list[Any] = [*drain(outbox)]
+    assert came == [3, 2]
 
 
 async def test_too_many_late_receipts_cut_the_reader() -> None:
@@ -255,6 +277,43 @@ async def test_too_many_late_receipts_cut_the_reader() -> None:
     for _ in range(MAX_LATE + 1):
         outbox.receipts(uuid4(), "delivered", [receipt(OTHER, 0, 1)])
     assert session.cuts == [Cut.SLOW]
+
+
+async def test_too_many_late_intervals_of_one_user_cut_the_reader_too() -> None:
+    session = Session()
+    outbox = outbox_of(session)
+    outbox.push(b"x" * (MAX_BYTES + 1))
+    for at in range(MAX_LATE):
+        outbox.receipts(ROOM, "delivered", [receipt(OTHER, at * 10, at * 10 + 1)])
+    assert session.cuts == []
+    outbox.receipts(ROOM, "delivered", [receipt(OTHER, MAX_LATE * 10, MAX_LATE * 10 + 1)])
+    assert session.cuts == [Cut.SLOW]
+
+
+async def test_a_client_is_read_on_only_while_little_waits_for_it() -> None:
+    outbox = outbox_of(Session())
+    passed = 0
+
+    async def read() -> None:
+        nonlocal passed
+        while True:
+            await outbox.room()
+            passed += 1
+            outbox.push(b"x" * 10_000)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        assert MAX_BYTES < outbox.size <= MAX_BYTES + 10_000
+        before = passed
+        taken = outbox.take()
+        await trio.testing.wait_all_tasks_blocked()
+        assert passed == before, "what is being written still counts"
+        outbox.written(len(taken))
+        await trio.testing.wait_all_tasks_blocked()
+        assert passed == 2 * before
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_clock_of_what_is_unconfirmed_starts_when_it_has_left(mock_clock: trio.testing.MockClock) -> None:

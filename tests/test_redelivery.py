@@ -83,7 +83,72 @@ async def test_any_progress_starts_the_ladder_again(session: Session, mock_clock
     assert (outbox.resends, outbox.sent) == (1, 1)
 
 
-async def test_the_clock_starts_when_the_bytes_have_left_and_with_each_write(session: Session, mock_clock: MockClock) -> None:
+async def test_pings_and_other_writes_start_no_clock_again(session: Session, mock_clock: MockClock) -> None:
+    """A device that confirms nothing and pings every second: resent and given up at the same times as a silent one."""
+    outbox = unconfirmed(session)
+    began = trio.current_time()
+    resent_at: list[float] = []
+    for second in range(1, 62):
+        mock_clock.jump(1)
+        outbox.push(b"pong")
+        outbox.hint("somewhere", b"an update")
+        drain_quietly(outbox)
+        look(outbox)
+        if session.catch_ups > len(resent_at):
+            resent_at.append(trio.current_time() - began)
+            page_again(outbox)
+        assert bool(session.cuts) is (second == 61), second
+    assert resent_at == [1, 3, 7, 15, 31]
+    assert session.cuts == [Cut.UNCONFIRMED]
+
+
+async def test_further_entries_start_no_clock_again(session: Session, mock_clock: MockClock) -> None:
+    outbox = unconfirmed(session)
+    mock_clock.jump(0.75)
+    outbox.offer(entry(2))
+    drain_quietly(outbox)
+    outbox.confirm(0)
+    mock_clock.jump(0.25)
+    look(outbox)
+    assert session.catch_ups == 1
+
+
+async def test_the_clock_starts_only_when_the_oldest_entry_itself_has_left(session: Session, mock_clock: MockClock) -> None:
+    outbox = outbox_of(session)
+    outbox.push(b"a pong")
+    earlier = outbox.take()
+    outbox.offer(entry(1))
+    outbox.written(len(earlier))
+    mock_clock.jump(10)  # a slow line: the entry itself leaves only now
+    drain_quietly(outbox)
+    look(outbox)
+    assert session.catch_ups == 0
+    outbox.offer(entry(2))
+    slow = outbox.take()
+    outbox.confirm(1)  # makes the second the oldest, which is still on its way
+    mock_clock.jump(10)
+    outbox.written(len(slow))
+    look(outbox)
+    assert session.catch_ups == 0
+    mock_clock.jump(1)
+    look(outbox)
+    assert session.catch_ups == 1
+
+
+async def test_an_empty_page_starts_the_clock_too(session: Session, mock_clock: MockClock) -> None:
+    outbox = unconfirmed(session)
+    outbox.confirm(1)
+    mock_clock.jump(10)
+    outbox.push_page(b"page", [], 1)
+    drain_quietly(outbox)
+    look(outbox)
+    assert session.catch_ups == 0
+    mock_clock.jump(1)
+    look(outbox)
+    assert session.catch_ups == 1
+
+
+async def test_the_clock_starts_when_the_bytes_have_left(session: Session, mock_clock: MockClock) -> None:
     outbox = outbox_of(session)
     outbox.offer(entry(1))
     data = outbox.take()

@@ -38,13 +38,15 @@ class _Late:
     receipts: list[Receipt]
     more: dict[str, Any]
 
-    def add(self, receipt: Receipt, more: dict[str, Any]) -> None:
+    def add(self, receipt: Receipt, more: dict[str, Any]) -> int:
+        """Keep it. Returns by how many intervals this has grown."""
         self.more = more
         last = self.receipts[-1] if self.receipts else None
         if last is not None and receipt["after"] <= last["message_id"]:
             last.update(message_id=max(last["message_id"], receipt["message_id"]), at=receipt["at"])
-        else:
-            self.receipts.append(dict(receipt))
+            return 0
+        self.receipts.append(dict(receipt))
+        return 1
 
 
 class Outbox:
@@ -55,10 +57,13 @@ class Outbox:
     """
 
     __slots__ = (
-        "_clock_waits",
         "_earlier",
         "_late_frames",
+        "_late_intervals",
         "_late_receipts",
+        "_leaving",
+        "_left",
+        "_owed",
         "_room",
         "catch_up",
         "closed",
@@ -120,11 +125,13 @@ class Outbox:
         self._earlier: deque[tuple[int, UUID | None, bool]] = deque()
         self.pages = 0
         self.resends = 0
-        # When the oldest unconfirmed entry left, or the device last confirmed; until it has left, that clock waits.
+        # When the oldest unconfirmed entry left, or the device last confirmed, whichever was later.
         self.progress_at = trio.current_time()
-        self._clock_waits = False
+        # How many entries and pages were ever queued to be confirmed; of these, with the write under way, and gone.
+        self._owed = self._leaving = self._left = 0
         self._room = trio.Event()
         self._late_receipts: dict[tuple[UUID, str, UUID], _Late] = {}
+        self._late_intervals = 0
         self._late_frames: dict[object, bytes] = {}
 
     # -- putting in -------------------------------------------------------------------------------------------------------
@@ -148,22 +155,24 @@ class Outbox:
             self.fall_back()
             return
         own = entry.sender_id == self.user_id
-        self._clock_waits |= not self.unconfirmed
-        self.unconfirmed.append((entry.message_id, entry.conversation_id, not own))
+        self._owe(entry.message_id, entry.conversation_id, not own)
         self.sent = entry.message_id
         self.tell(self.sent)
         self.push(message_receive(entry, own=own))
 
     def push_page(self, data: bytes, entries: list[Entry], position: int) -> None:
         """Queue a SYNC_BATCH whose next_sync_id is `position`."""
-        self._clock_waits |= not self.unconfirmed
         for entry in entries:
-            self.unconfirmed.append((entry.message_id, entry.conversation_id, entry.sender_id != self.user_id))
-        self.unconfirmed.append((position, None, False))
+            self._owe(entry.message_id, entry.conversation_id, entry.sender_id != self.user_id)
+        self._owe(position, None, False)
         self.pages += 1
         self.sent = position
         self.tell(position)
         self.push(data)
+
+    def _owe(self, message_id: int, conversation_id: UUID | None, by_other: bool) -> None:
+        self.unconfirmed.append((message_id, conversation_id, by_other))
+        self._owed += 1
 
     def tell(self, position: int) -> None:
         """The device is told this position, so it may confirm it."""
@@ -187,11 +196,11 @@ class Outbox:
             return
         for receipt in receipts:
             late = self._late_receipts.setdefault((conversation_id, status, receipt["user_id"]), _Late([], {}))
-            late.add(receipt, more)
+            self._late_intervals += late.add(receipt, more)
         self._check_late()
 
     def _check_late(self) -> None:
-        if len(self._late_receipts) + len(self._late_frames) > MAX_LATE:
+        if self._late_intervals + len(self._late_frames) > MAX_LATE:
             self.cut(Cut.SLOW)
 
     # -- taking out -------------------------------------------------------------------------------------------------------
@@ -203,6 +212,7 @@ class Outbox:
         taken = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
         self.frames.clear()
         self.size = len(taken)  # until it is written it still counts
+        self._leaving = self._owed
         self.wake = trio.Event()
         return taken
 
@@ -212,15 +222,16 @@ class Outbox:
         self.size = sum(map(len, self.frames))
 
     def written(self, size: int) -> None:
-        """That many bytes have left, the oldest unconfirmed entry among them. What came late has room now."""
+        """That many bytes have left: those of the last `take`. What came late has room now."""
         self.size -= size
-        if self._clock_waits:
-            self._clock_waits = False
+        oldest = self._owed - len(self.unconfirmed) + 1
+        if self._left < oldest <= self._leaving:
             self.progress_at = trio.current_time()
+        self._left = self._leaving
         if self.size <= MAX_BYTES:
             self._room.set()
         if self.size == 0 and (self._late_receipts or self._late_frames):
-            late, self._late_receipts = self._late_receipts, {}
+            late, self._late_receipts, self._late_intervals = self._late_receipts, {}, 0
             frames, self._late_frames = self._late_frames, {}
             for data in frames.values():
                 self.push(data)

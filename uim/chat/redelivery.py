@@ -1,7 +1,8 @@
 """What a device does not confirm is sent again: after 1, 2, 4, 8 and 16 s, then 30 s later the connection is closed.
 
 Sending again is catching up from the confirmed cursor: there is no second way for an entry to reach a device. Rule: the clock
-starts when the bytes have left the outbox and starts again at any progress, so a slow line is no silent device (storage.md §2).
+starts when the oldest entry has left the outbox and starts again with what is confirmed, with nothing else: a slow line is no
+silent device, and a silent device that pings is silent (storage.md §2).
 """
 
 from __future__ import annotations
