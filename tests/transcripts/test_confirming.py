@@ -140,7 +140,26 @@ async def test_the_id_of_an_own_ack_cannot_be_confirmed_for_it_may_overtake_an_e
     assert (await phone.expect("ERROR"))["payload"]["code"] == "validation_failed"
 
 
-async def test_what_was_told_before_a_rewind_cannot_be_confirmed_after_it(server: Server) -> None:
+async def test_the_position_that_a_pong_told_can_be_confirmed(server: Server) -> None:
+    alice, bob, conversation_id = await two(server)
+    elsewhere_id = await server.pair(alice, await server.register("cyd"))
+    laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
+    await laptop.say(conversation_id, "for bob")
+    not_his = await laptop.say(elsewhere_id, "not for bob")
+    await phone.reached(not_his["message_id"])
+    phone.frames.clear()
+    await phone.send("MESSAGE_ACK", status="delivered", message_id=not_his["message_id"])
+    await phone.roundtrip()
+    assert not any(frame["type"] == "ERROR" for frame in phone.frames)
+    await all_stored(bob, conversation_id)
+    stored = await stored_cursor(server, bob, "phone")
+    assert stored is not None and stored >= not_his["message_id"]
+    later = await laptop.say(conversation_id, "goes on")
+    await phone.reached(later["message_id"])
+    assert phone.contents() == ["for bob", "goes on"]
+
+
+async def test_what_was_told_before_a_rewind_is_not_confirmed_after_it_and_no_error_either(server: Server) -> None:
     alice, bob, conversation_id = await two(server)
     laptop = await alice.connect("laptop")
     phone = await bob.connect("phone", confirms=False)
@@ -148,8 +167,10 @@ async def test_what_was_told_before_a_rewind_cannot_be_confirmed_after_it(server
     await phone.reached(spoken[-1])
     await phone.send("SYNC_REQUEST", "wiped", last_sync_id=0)
     await phone.send("MESSAGE_ACK", "stale", status="delivered", message_id=spoken[-1])
+    await phone.send("MESSAGE_ACK", "never-sent", status="delivered", message_id=spoken[-1] + 1)
     error = await phone.expect("ERROR")
-    assert (error["payload"]["code"], error["request_id"]) == ("validation_failed", "stale")
+    assert (error["payload"]["code"], error["request_id"]) == ("validation_failed", "never-sent")
+    assert not any(frame["type"] == "ERROR" for frame in phone.frames)
     await phone.leave()
     await all_stored(bob, conversation_id)
     assert await stored_cursor(server, bob, "phone") == 0
