@@ -268,6 +268,32 @@ async def test_ended_logins_and_replaced_devices_are_found_without_a_bus(place: 
     assert cuts[0] is Cut.REPLACED
 
 
+async def test_entries_without_an_end_do_not_starve_revocations(place: Place) -> None:
+    conversation_id = await place.rooms.pair(place.alice, place.bob)
+    (first,) = await place.say(conversation_id, 1)
+    stop, login_id = False, uuid4()
+
+    def offer_the_next(passed: Entry) -> None:
+        if not stop:
+            place.tailer.offer([_copy(passed, passed.message_id + 1)])
+
+    place.tailer._on_passed = offer_the_next
+    place.tailer.offer([first])
+    await place.passed(first.message_id + 100)
+    await place.rooms.run(
+        "insert into logins (login_id, user_id, device_id, refresh_key, refresh_hash, expires_at, ended_at)"
+        " values (%s, %s, 'phone', '', '', now(), now())",
+        login_id,
+        place.bob,
+    )
+    with trio.fail_after(2):
+        while login_id not in place.ended:
+            await trio.sleep(0.01)
+    before = place.tailer.position
+    await place.passed(before + 100)
+    stop = True
+
+
 # -- from catching up to live ---------------------------------------------------------------------------------------------
 
 
