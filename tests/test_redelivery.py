@@ -65,7 +65,7 @@ async def test_the_ladder_of_resends_and_the_end(session: Session, mock_clock: M
     assert Cut.UNCONFIRMED.close_code == 4408
 
 
-async def test_any_progress_starts_the_ladder_again(session: Session, mock_clock: MockClock) -> None:
+async def test_a_confirmation_starts_the_ladder_again(session: Session, mock_clock: MockClock) -> None:
     outbox = unconfirmed(session)
     for wait_s in (1, 2, 4):
         mock_clock.jump(wait_s)
