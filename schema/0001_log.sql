@@ -308,7 +308,12 @@ begin
     ), advances as materialized (
         -- An interval for each stay that it reaches into: what was said in between was never delivered.
         select m.conversation_id, m.user_id, k.kind, greatest(k.was, s.joined_message_id - 1) as after,
-            least(k.reached, coalesce(s.left_message_id, k.reached)) as up_to, k.told
+            least(k.reached, coalesce(s.left_message_id, k.reached)) as up_to,
+            -- Across a block a receipt would be a sign of life: it is neither told nor kept, so it does not come out later either.
+            k.told and not exists (
+                select from conversations c
+                join blocks b on (b.user_id = c.pair[1] and b.blocked_id = c.pair[2]) or (b.user_id = c.pair[2] and b.blocked_id = c.pair[1])
+                where c.conversation_id = m.conversation_id and c.type = 'one_on_one') as told
         from moved m
         join users u on u.user_id = m.user_id
         cross join lateral (values ('delivered', m.was_delivered, m.delivered, true), ('read', m.was_read, m.read, u.read_receipts))

@@ -27,7 +27,7 @@ from uim.wire.frames import hidden_object, message_object
 AT_ONCE: Final = 2
 AGAIN_AFTER_S: Final = 10.0
 # A client that reads drop by drop, each within the stream's own deadline, would else hold its snapshot for days.
-ALL_WITHIN_S: Final = 3_600.0
+ALL_WITHIN_S: Final = 900.0
 
 log = get_logger(__name__)
 

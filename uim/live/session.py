@@ -203,7 +203,9 @@ class Session:
             try:
                 return await self._try_to_open(asked)
             except UIMError as refused:
-                if refused.code != "unavailable":
+                if refused.code == "session_ended":
+                    self.cut(Cut.LOGIN_ENDED)
+                elif refused.code != "unavailable":
                     raise
                 await trio.sleep(DATABASE_REST_S)
 

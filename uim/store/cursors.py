@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from uim.errors import UIMError
 from uim.store.postgres import Connection
 
 # A device's first connect begins where some device of the user has confirmed everything, 0 for a user's first.
@@ -26,7 +27,8 @@ _OPEN: Final = """
         select max(last_synced_message_id) as at from device_cursors where user_id = %(user_id)s
     )
     insert into device_cursors as c (user_id, device_id, last_synced_message_id)
-    select %(user_id)s, %(device_id)s, coalesce(wish.at, others.at, 0) from wish, others
+    select u.user_id, %(device_id)s, coalesce(wish.at, others.at, 0) from wish, others, users u
+    where u.user_id = %(user_id)s and u.deleted_at is null
     on conflict (user_id, device_id) do update set
         connection_no = c.connection_no + 1,
         last_synced_message_id = coalesce((select at from wish), c.last_synced_message_id),
@@ -46,10 +48,14 @@ class Opened:
 
 
 async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Opened:
-    """Begin a connection (or a SYNC_REQUEST): raise connection_no and read the cursor, or set it to `asked`."""
+    """Begin a connection (or a SYNC_REQUEST): raise connection_no and read the cursor, or set it to `asked`.
+
+    Raises UIMError session_ended for an account that is deleted: it shall leave no device behind.
+    """
     cursor = await tx.execute(_OPEN, {"user_id": user_id, "device_id": device_id, "asked": asked}, binary=True)
     row = await cursor.fetchone()
-    assert row is not None
+    if row is None:
+        raise UIMError("session_ended", "this account is no more")
     return Opened(*row)
 
 
