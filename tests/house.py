@@ -325,7 +325,7 @@ class Device:
                 assert not self.ended.is_set(), f"closed {self.closed} while waiting for {what} {fields}: {self.frames}"
                 self._news = trio.Event()
                 await self._news.wait()
-        raise AssertionError(f"no {what} {fields} came; there were {self.frames}")
+        raise AssertionError(f"no {what} {fields} came; there were {str(self.frames)[:2000]}")
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds that only arriving frames can change."""
