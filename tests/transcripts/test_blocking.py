@@ -137,10 +137,24 @@ async def test_a_request_to_a_blocker_looks_like_any_other_and_is_never_shown(se
     assert await states(bob) == {}
     await his.roundtrip()
     assert [event["event"] for event in account_events(his)] == ["blocked", "unblocked"]
-    # Asking again after that is a new request, which bob sees.
-    await alice.post("/api/friends", {"user_id": bob.user_id}, expect=200)
+    # Asking again after that is a new request, which bob sees; in alice's list nothing moves.
+    assert await alice.post("/api/friends", {"user_id": bob.user_id}, expect=200) == asked
     await his.expect("MESSAGE_RECEIVE", metadata={"event": "friend_request", "user_id": alice.user_id, "state": "incoming"})
     assert await states(bob) == {alice.user_id: "incoming"}
+
+
+async def test_a_request_kept_back_is_not_accepted_by_a_later_request_of_the_one_who_blocked(server: Server) -> None:
+    alice, bob = await two(server)
+    await block(bob, alice)
+    await alice.post("/api/friends", {"user_id": bob.user_id}, expect=201)
+    await unblock(bob, alice)
+    hers, his = await alice.connect("phone"), await bob.connect("phone")
+    assert (await bob.post("/api/friends", {"user_id": alice.user_id}, expect=201))["state"] == "outgoing"
+    await told(his, "friend_request", user_id=alice.user_id, state="outgoing")
+    await told(hers, "friend_request", user_id=bob.user_id, state="incoming")
+    assert (await states(alice), await states(bob)) == ({bob.user_id: "incoming"}, {alice.user_id: "outgoing"})
+    await alice.call("PUT", f"/api/friends/{bob.user_id}", expect=200)
+    assert (await states(alice), await states(bob)) == ({bob.user_id: "friend"}, {alice.user_id: "friend"})
 
 
 async def test_a_request_kept_back_is_withdrawn_without_a_word_to_the_blocker(server: Server) -> None:

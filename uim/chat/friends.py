@@ -170,22 +170,29 @@ async def _request(tx: Connection, append: Append, user_id: UUID, other_id: UUID
         raise UIMError("blocked", "unblock first")
     known = await friends.between(tx, user_id, other_id)
     if known is None:
-        await friends.add(tx, asker_id=user_id, asked_id=other_id, status="rejected" if blocking else "pending")
-        await tell(tx, append, user_id, "friend_request", user_id=str(other_id), state="outgoing")
-        if not blocking:
-            await tell(tx, append, other_id, "friend_request", user_id=str(user_id), state="incoming")
-        return True
-    if known.asker_id == other_id and known.status != "accepted":
-        # The other one's request counts even if it was kept back by a block that is no more: now both want it.
+        return await _ask(tx, append, user_id, other_id, is_kept_back=blocking)
+    if known.status == "rejected" and known.asker_id == other_id:
+        # It was kept back by a block that is no more, and stays without force: whom it was kept from now asks on their own.
+        await friends.end(tx, user_id, other_id)
+        return await _ask(tx, append, user_id, other_id, is_kept_back=blocking)
+    if known.status == "pending" and known.asker_id == other_id:
         await _accept(tx, append, asker_id=other_id, asked_id=user_id)
     elif known.status == "rejected" and not blocking:
-        # The block is no more: unblocking has brought nothing back, but this is a new request.
-        await friends.set_status(tx, asker_id=user_id, asked_id=other_id, status="pending")
+        # The block is no more: unblocking has brought nothing back, but this is a new request to who sees it now.
+        await friends.let_through(tx, asker_id=user_id, asked_id=other_id)
         await tell(tx, append, other_id, "friend_request", user_id=str(user_id), state="incoming")
     return False
 
 
+async def _ask(tx: Connection, append: Append, user_id: UUID, other_id: UUID, *, is_kept_back: bool) -> bool:
+    await friends.add(tx, asker_id=user_id, asked_id=other_id, status="rejected" if is_kept_back else "pending")
+    await tell(tx, append, user_id, "friend_request", user_id=str(other_id), state="outgoing")
+    if not is_kept_back:
+        await tell(tx, append, other_id, "friend_request", user_id=str(user_id), state="incoming")
+    return True
+
+
 async def _accept(tx: Connection, append: Append, *, asker_id: UUID, asked_id: UUID) -> None:
-    await friends.set_status(tx, asker_id=asker_id, asked_id=asked_id, status="accepted")
+    await friends.accept(tx, asker_id=asker_id, asked_id=asked_id)
     await tell(tx, append, asker_id, "friend_added", user_id=str(asked_id))
     await tell(tx, append, asked_id, "friend_added", user_id=str(asker_id))

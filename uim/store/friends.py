@@ -70,11 +70,18 @@ async def add(tx: Connection, *, asker_id: UUID, asked_id: UUID, status: str) ->
     )
 
 
-async def set_status(tx: Connection, *, asker_id: UUID, asked_id: UUID, status: str) -> None:
-    """The friendship's next state, which begins now."""
+async def accept(tx: Connection, *, asker_id: UUID, asked_id: UUID) -> None:
+    """The two are friends from now on."""
     await tx.execute(
-        "update friendships set status = %s, updated_at = clock_timestamp() where user_id = %s and friend_id = %s",
-        (status, asker_id, asked_id),
+        "update friendships set status = 'accepted', updated_at = clock_timestamp() where user_id = %s and friend_id = %s",
+        (asker_id, asked_id),
+    )
+
+
+async def let_through(tx: Connection, *, asker_id: UUID, asked_id: UUID) -> None:
+    """Show a request that was kept back. Its time stays: in the asker's list, one that moved would tell of the block."""
+    await tx.execute(
+        "update friendships set status = 'pending' where user_id = %s and friend_id = %s", (asker_id, asked_id)
     )
 
 
