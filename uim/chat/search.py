@@ -70,10 +70,10 @@ class Search:
     ) -> SearchPage:
         """The newest messages that hold `q` without regard to case, spaces at its ends aside, below the cursor's place.
 
-        Raises `validation_failed` for less than MIN_CHARS code points, `not_found` for a conversation that is not this user's,
-        `unavailable` if others search for too long.
+        Raises `validation_failed` for less than MIN_CHARS code points, folded or not, `not_found` for a conversation that is
+        not this user's, `unavailable` if others search for too long.
         """
-        wanted = fold(_checked(q))
+        wanted = _wanted(q)
         below = mark_of(cursor, _Mark).message_id if cursor is not None else MAX_MESSAGE_ID + 1
         async with self._turn(), self._pool.connection() as tx:
             where = await search.extent(tx, user_id=user_id, conversation_id=conversation_id)
@@ -97,11 +97,13 @@ class Search:
             self._turns.release()
 
 
-def _checked(q: str) -> str:
+def _wanted(q: str) -> str:
     trimmed = check_text(q, "q").strip()
-    if len(trimmed) < MIN_CHARS:
+    folded = fold(trimmed)
+    # Folding makes some longer and some shorter: an i with a dot above is one letter.
+    if min(len(trimmed), len(folded)) < MIN_CHARS:
         raise invalid("q", f"must have at least {MIN_CHARS} characters, spaces at its ends aside")
-    return trimmed
+    return folded
 
 
 _Found = list[tuple[Entry, list[tuple[int, int]]]]
