@@ -170,11 +170,11 @@ async def _request(tx: Connection, append: Append, user_id: UUID, other_id: UUID
         raise UIMError("blocked", "unblock first")
     known = await friends.between(tx, user_id, other_id)
     if known is None:
-        return await _ask(tx, append, user_id, other_id, is_kept_back=blocking)
+        return await _ask(tx, append, user_id, other_id, is_kept_back=bool(blocking))
     if known.status == "rejected" and known.asker_id == other_id:
         # It was kept back by a block that is no more, and stays without force: whom it was kept from now asks on their own.
         await friends.end(tx, user_id, other_id)
-        return await _ask(tx, append, user_id, other_id, is_kept_back=blocking)
+        return await _ask(tx, append, user_id, other_id, is_kept_back=bool(blocking))
     if known.status == "pending" and known.asker_id == other_id:
         await _accept(tx, append, asker_id=other_id, asked_id=user_id)
     elif known.status == "rejected" and not blocking:
