@@ -297,6 +297,12 @@ async def test_a_conversation_that_is_not_ones_own_cannot_be_marked(server: Serv
     await phone.send("MESSAGE_ACK", "r1", status="read", conversation_id=conversation_id, message_id=ack["message_id"])
     error = await phone.expect("ERROR")
     assert (error["payload"]["code"], error["request_id"]) == ("not_found", "r1")
+    # Nor the one of one's own account, which does not exist over HTTP either.
+    ((own,),) = await run(server, "select conversation_id from conversations where type = 'self' and created_by = %s", cyd.user_id)
+    await cyd.post(f"/api/conversations/{own}/read", {"message_id": ack["message_id"]}, expect=404)
+    await phone.send("MESSAGE_ACK", "r2", status="read", conversation_id=str(own), message_id=ack["message_id"])
+    error = await phone.expect("ERROR")
+    assert (error["payload"]["code"], error["request_id"]) == ("not_found", "r2")
     assert await run(server, "select 1 from receipts where user_id = %s", cyd.user_id) == []
 
 

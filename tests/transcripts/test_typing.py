@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import trio
 
 from tests.faults.proxy import postgres_proxy
 from tests.house import Device, Server, serving, settings_for
+from uim.store import people
 
 
 async def types(device: Device, conversation_id: str, typing: bool = True, request_id: str | None = None) -> None:
@@ -119,7 +120,9 @@ async def test_every_refusal_of_typing(server: Server) -> None:
     phone, hers = await bob.connect("phone"), await eve.connect("phone")
     await eve.call("DELETE", f"/api/conversations/{group}/participants/{eve.user_id}", expect=204)
     await hers.expect("CONVERSATION_UPDATE", removed=True)
-    for number, conversation_id in enumerate((pair, group, str(uuid4()))):
+    async with server.house.pool.connection() as tx:
+        own = await people.self_conversation_of(tx, UUID(eve.user_id))
+    for number, conversation_id in enumerate((pair, group, str(uuid4()), str(own), str(own))):
         await types(hers, conversation_id, request_id=f"r{number}")
         error = await hers.expect("ERROR")
         assert (error["payload"]["code"], error["request_id"]) == ("not_found", f"r{number}")

@@ -20,7 +20,7 @@ from uim.live.session import Session
 from uim.model.ids import rfc3339
 from uim.model.message import Draft, Posted
 from uim.model.presence import State
-from uim.store import messages
+from uim.store import conversations, messages
 from uim.wire.frames import (
     ClientFrame,
     HeartbeatPing,
@@ -177,7 +177,16 @@ async def _membership(session: Session, conversation_id: UUID) -> Membership:
         membership = memberships.get(conversation_id)
     if membership is None or not membership.is_member(session.caller.user_id):
         raise not_found("no such conversation")
+    if len(membership.stays) == 1:
+        await _check_not_self(session, conversation_id)
     return membership
+
+
+async def _check_not_self(session: Session, conversation_id: UUID) -> None:
+    # Where nobody else has ever been it may be the one of the account, which does not exist for its owner.
+    async with session.house.pool.connection() as tx:
+        if not await conversations.is_member(tx, user_id=session.caller.user_id, conversation_id=conversation_id):
+            raise not_found("no such conversation")
 
 
 async def sync(session: Session, received: SyncRequest) -> None:
