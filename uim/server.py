@@ -5,6 +5,7 @@
     ├─ log writer                group commit
     ├─ log tailer                next id in line → the connections of this process
     ├─ receipts and cursors      written behind; announcements; redelivery
+    ├─ farewell                  what follows when an account is deleted
     └─ listeners                 one port: HTTP connections and WebSocket sessions; another for operations
 
 Rule: every task's parent outlives it. SIGTERM drains: no new connections, what the writer holds is answered and handed on,
@@ -133,6 +134,7 @@ async def serve(
         await tree.start(house.indexer.run)
         await tree.start(house.typing.run)
         await tree.start(house.presence.run)
+        await tree.start(house.farewell.run)
         public = await tree.start(
             partial(listener.serve, _listeners(sockets), tls=tls, http=http, websocket=sockets_front, admission=admission)
         )

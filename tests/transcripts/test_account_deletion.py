@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 import trio
 
 from tests.house import PASSWORD, Person, Server, serving, settings_for
+from uim.chat.farewell import Farewell
 from uim.errors import Cut
+from uim.model.person import Caller
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> None:
@@ -211,3 +215,72 @@ async def test_two_devices_at_once_delete_it_once(server: Server) -> None:
     assert min(statuses) == 204 and set(statuses) <= {204, 401, 403}
     page = await bob.get(f"/api/conversations/{tea}/messages")
     assert [item["metadata"]["event"] for item in page["items"]].count("participant_left") == 1
+
+
+GONE = "select 1 from users where user_id = %s and deleted_at is not null"
+LEFT = """select 1 from friendships where friend_id = %(who)s union all select 1 from blocks where user_id = %(who)s
+    union all select 1 from logins where user_id = %(who)s and device_id <> '-' union all select 1
+    from conversation_participants p join conversations c using (conversation_id)
+    where p.user_id = %(who)s and c.type = 'group' and p.left_at is null"""
+
+
+async def left(server: Server, who: Person) -> int:
+    async with server.house.pool.connection() as tx:
+        return len(await (await tx.execute(LEFT, {"who": who.user_id})).fetchall())
+
+
+async def test_a_deletion_that_was_broken_off_is_carried_on_by_the_next_server(database_url: str, redis_url: str) -> None:
+    settings = settings_for(database_url, redis_url)
+    async with serving(settings) as server:
+        alice, bob, cyd = [await server.register(name) for name in ("alice", "bob", "cyd")]
+        tea = await server.group(alice, bob, cyd)
+        await rows(server, "insert into friendships values (%s, %s, 'accepted')", bob.user_id, alice.user_id)
+        await rows(server, "insert into blocks (user_id, blocked_id) values (%s, %s)", alice.user_id, cyd.user_id)
+        house = server.house
+        # Whose task does not run: as if the process had ended right after the first commit.
+        broken_off = Farewell(
+            pool=house.pool, writer=house.writer, accounts=house.accounts, logins=house.logins, on_pair_changed=lambda _: None
+        )
+        caller = Caller(UUID(alice.user_id), UUID(alice.login_id), "phone", alice.username)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(broken_off.delete_account, caller, current_password=PASSWORD, address="here"))
+            while not await rows(server, GONE, alice.user_id):
+                await trio.sleep(0.005)
+            nursery.cancel_scope.cancel()
+        problem(await alice.call("GET", "/api/users/me"), 401, "session_ended")
+        assert await left(server, alice) == 4
+    async with serving(settings) as server:
+        while await left(server, alice):
+            await trio.sleep(0.005)
+        bob.server = server
+        phone = await bob.connect("phone", last_sync_id=0)
+        told = [entry["metadata"]["event"] for entry in phone.entries if entry["message_type"] != "text"]
+        assert told.count("friend_removed") == 1
+        assert [told.count(event) for event in ("role_changed", "participant_left")] == [1, 1]
+        view = await bob.get(f"/api/conversations/{tea}")
+        assert {seat["user_id"] for seat in view["participants"]} == {bob.user_id, cyd.user_id}
+
+
+async def test_others_talk_on_while_one_with_a_thousand_friends_goes(server: Server) -> None:
+    alice, bob, cyd = [await server.register(name) for name in ("alice", "bob", "cyd")]
+    await rows(
+        server,
+        """with person as (
+            insert into users (username, password_hash) select 'friend_' || n, '!' from generate_series(1, 1000) n returning user_id
+        ), own as (
+            insert into conversations (conversation_id, type, created_by) select gen_random_uuid(), 'self', user_id from person
+        ) insert into friendships (user_id, friend_id, status) select user_id, %s, 'accepted' from person""",
+        alice.user_id,
+    )
+    pair = await server.pair(bob, cyd)
+    phone = await bob.connect("phone")
+    took_s: list[float] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(goes, alice)
+        while await left(server, alice):
+            began_at = trio.current_time()
+            assert (await phone.say(pair, "still here"))["status"] == "sent"
+            took_s.append(trio.current_time() - began_at)
+    assert max(took_s) < 0.5 and len(took_s) > 3
+    told = "select count(*), count(distinct sender_id) from messages where metadata->>'user_id' = %s"
+    assert await rows(server, told + " and metadata->>'event' = 'friend_removed'", alice.user_id) == [(1000, 1000)]

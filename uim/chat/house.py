@@ -156,6 +156,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         switchboard=switchboard,
         on_changed=on_profile_changed,
         on_chosen=presence.chosen,
+        online_among=presence.online_among,
         settle_reads=receipts.settled,
     )
     bus = Bus(
@@ -199,5 +200,5 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         profiles=profiles,
         exports=Exports(settings.database_url),
         presence=presence,
-        farewell=Farewell(writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made),
+        farewell=Farewell(pool=pool, writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made),
     )
