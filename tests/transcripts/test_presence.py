@@ -230,6 +230,20 @@ async def test_invisible_looks_like_offline_to_friends_and_true_to_oneself(serve
     assert await told_of(other, bob) == online(bob)
 
 
+async def test_an_offline_persons_availability_is_told_to_nobody_and_is_no_sign_of_life(server: Server) -> None:
+    alice, bob, cyd = *await friends(server), await server.register("cyd")
+    await befriend(alice, cyd)
+    laptop = await arrive(alice, "laptop")
+    for availability in ("busy", "invisible", "available"):
+        await bob.call("PUT", "/api/users/me", {"availability": availability}, expect=200)
+        # A text shows; it is said behind, so whatever was to be told of bob comes before or with it.
+        await cyd.call("PUT", "/api/users/me", {"status_text": availability}, expect=200)
+        users = (await laptop.expect("PRESENCE_UPDATE"))["payload"]["users"]
+        assert [(user["user_id"], user["status_text"]) for user in users] == [(cyd.user_id, availability)]
+    assert await seen(alice, bob) == NOTHING
+    assert (await seen(bob, bob))["last_seen"] is None
+
+
 async def test_last_seen_is_shown_as_its_owner_wants(server: Server) -> None:
     alice, bob = await friends(server)
     laptop, phone = await arrive(alice, "laptop"), await bob.connect("phone")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import IntEnum
 from itertools import islice
 from typing import Final
 from uuid import UUID
@@ -46,6 +47,8 @@ MAX_UNSAID: Final = 50_000
 # A block ends a friendship by friend_removed for both, where there was one; where there was none, nobody hears of it.
 BETWEEN_EVENTS: Final = frozenset({"friend_added", "friend_removed"})
 
+SEEN_OFFLINE: Final = frozenset({"status_text", "show_last_seen"})
+
 log = get_logger(__name__)
 
 
@@ -57,6 +60,14 @@ class Word(msgspec.Struct, frozen=True):
     last_seen: datetime | None
     version: int
     chosen: bool = False
+
+
+class _Choice(IntEnum):
+    """Whether there is something chosen to tell: only of one who is online, or anyway."""
+
+    NONE = 0
+    IF_ONLINE = 1
+    ANYWAY = 2
 
 
 @dataclass(slots=True)
@@ -100,9 +111,9 @@ class Presence:
         # Connections that came, and whether their snapshot has been asked for.
         self._connections: dict[Outbox, bool] = {}
         self._leaving: deque[tuple[float, UUID, str]] = deque()
-        # Users whose holding is to be said, and whether by a choice of theirs.
-        self._to_say: dict[UUID, bool] = {}
-        self._unsaid: dict[UUID, bool] = {}
+        # Users whose holding is to be said, and what by a choice of theirs.
+        self._to_say: dict[UUID, _Choice] = {}
+        self._unsaid: dict[UUID, _Choice] = {}
         self._versions: OrderedDict[UUID, tuple[int, bool]] = OrderedDict()
         self._seen_at: dict[UUID, datetime] = {}
         self._wake = trio.Event()
@@ -148,9 +159,12 @@ class Presence:
 
     # -- what else changes what others see --------------------------------------------------------------------------------------
 
-    def chosen(self, user_id: UUID) -> None:
-        """A user has committed another availability, status text or show_last_seen, for those who see it, in every process."""
-        self._say(user_id, chosen=True)
+    def chosen(self, user_id: UUID, changed: frozenset[str]) -> None:
+        """A user has committed another availability, status text or show_last_seen (`changed` has their names).
+
+        Those who see it are told in every process; nobody of the availability of one who is offline, which looks like any other.
+        """
+        self._say(user_id, _Choice.ANYWAY if changed & SEEN_OFFLINE else _Choice.IF_ONLINE)
 
     def friends_changed(self, user_id: UUID, other_id: UUID) -> None:
         """A friendship between these two has been made or ended, and committed: each is told what there is to see now."""
@@ -233,15 +247,15 @@ class Presence:
     def _say_again(self, *, everything: bool) -> None:
         """What Redis missed or may have lost, and a slice of what is held, before its keys run out."""
         unsaid, self._unsaid = self._unsaid, {}
-        for user_id, chosen in unsaid.items():
-            self._say(user_id, chosen=chosen)
+        for user_id, choice in unsaid.items():
+            self._say(user_id, choice)
         self._turn = (self._turn + 1) % TURNS_PER_ROUND
         step = 1 if everything else TURNS_PER_ROUND
         for user_id in islice(self._here, self._turn % step, None, step):
             self._say(user_id)
 
-    def _say(self, user_id: UUID, *, chosen: bool = False) -> None:
-        self._to_say[user_id] = self._to_say.get(user_id, False) or chosen
+    def _say(self, user_id: UUID, choice: _Choice = _Choice.NONE) -> None:
+        self._to_say[user_id] = max(self._to_say.get(user_id, _Choice.NONE), choice)
         self._wake.set()
 
     async def _say_on(self) -> None:
@@ -272,14 +286,22 @@ class Presence:
                 del self._here[user_id]
             self._say(user_id)
 
-    async def _say_batch(self, batch: Mapping[UUID, bool]) -> None:
-        holdings = [Holding(user_id, list(self._here.get(user_id, ())), chosen) for user_id, chosen in batch.items()]
+    async def _say_batch(self, batch: Mapping[UUID, _Choice]) -> None:
         try:
+            told = await self._to_tell(batch)
+            # Read after the last wait: a holding is said as it is now.
+            holdings = [Holding(user_id, list(self._here.get(user_id, ())), user_id in told) for user_id in batch]
             await self._hold(self._process_id, holdings)
         except RedisAway:
-            for holding in holdings:
-                self._judge_alone(holding)
+            for user_id, choice in batch.items():
+                self._judge_alone(user_id, choice)
             await trio.lowlevel.checkpoint()
+
+    async def _to_tell(self, batch: Mapping[UUID, _Choice]) -> set[UUID]:
+        """Those whose choice shows. Who comes online meanwhile is told of by that."""
+        told = {user_id for user_id, choice in batch.items() if choice is _Choice.ANYWAY or (choice and user_id in self._here)}
+        asked = [user_id for user_id, choice in batch.items() if choice and user_id not in told]
+        return told | await store.online_among(self._link, asked) if asked else told
 
     async def _let_go(self, process_id: UUID, user_ids: list[UUID]) -> None:
         """For a process that died: what it held is held no more."""
@@ -298,19 +320,20 @@ class Presence:
             if verdict.changed and verdict.status == "offline":
                 self._note_seen(holding.user_id, now)
 
-    def _judge_alone(self, holding: Holding) -> None:
+    def _judge_alone(self, user_id: UUID, choice: _Choice) -> None:
         """Without Redis: what is known here goes; all of it is said when Redis is back."""
-        is_online = bool(holding.devices)
+        is_online = user_id in self._here
         if len(self._unsaid) < MAX_UNSAID:
-            self._unsaid[holding.user_id] = self._unsaid.get(holding.user_id, False) or holding.chosen
-        version, was_online = self._versions.get(holding.user_id, (0, False))
-        if is_online == was_online and not holding.chosen:
+            self._unsaid[user_id] = max(self._unsaid.get(user_id, _Choice.NONE), choice)
+        chosen = choice is _Choice.ANYWAY or (choice is _Choice.IF_ONLINE and is_online)
+        version, was_online = self._versions.get(user_id, (0, False))
+        if is_online == was_online and not chosen:
             return
-        self._know(holding.user_id, version, is_online=is_online)
+        self._know(user_id, version, is_online=is_online)
         seen_at = self._now() if was_online and not is_online else None
-        self._onlookers.changed(holding.user_id, Change(is_online, seen_at, holding.chosen))
+        self._onlookers.changed(user_id, Change(is_online, seen_at, chosen))
         if seen_at is not None:
-            self._note_seen(holding.user_id, seen_at)
+            self._note_seen(user_id, seen_at)
 
     # -- hearing ----------------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ the same with changed_since, or by asking for the user.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -34,8 +34,9 @@ Columns = Mapping[str, str | bool | None]
 class Profiles:
     """One a process: `change` is the verb, `changed` is called from anywhere, `run` is its task.
 
-    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `on_chosen(user_id)`
-    hears that they see the user's presence otherwise. `settle_reads()` returns once what was read until now is stored.
+    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `on_chosen(user_id,
+    changed)` hears what the user now shows otherwise of their presence; `online_among(user_ids)` tells who is there.
+    `settle_reads()` returns once what was read until now is stored.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class Profiles:
         accounts: Accounts,
         switchboard: Switchboard,
         on_changed: Callable[[UUID], None],
-        on_chosen: Callable[[UUID], None],
+        on_chosen: Callable[[UUID, frozenset[str]], None],
+        online_among: Callable[[Sequence[UUID]], Awaitable[set[UUID]]],
         settle_reads: Callable[[], Awaitable[None]],
     ) -> None:
         self._pool = pool
@@ -55,6 +57,7 @@ class Profiles:
         self._switchboard = switchboard
         self._on_changed = on_changed
         self._on_chosen = on_chosen
+        self._online_among = online_among
         self._settle_reads = settle_reads
         # Each user once, however often they change their mind.
         self._waiting: dict[UUID, None] = {}
@@ -73,9 +76,11 @@ class Profiles:
         if "read_receipts" in columns:
             # Reads are written behind: one from before the change is not to be judged by the setting after it.
             await self._settle_reads()
+        # Asked only where it counts: who becomes invisible while there was last seen now.
+        is_online = columns.get("availability") == "invisible" and bool(await self._online_among([caller.user_id]))
 
         async def act(tx: Connection, append: Append) -> frozenset[str]:
-            changed = await people.change_profile(tx, user_id=caller.user_id, columns=columns)
+            changed = await people.change_profile(tx, user_id=caller.user_id, columns=columns, is_online=is_online)
             if changed is None:
                 raise UIMError("session_ended", "this account is no more")
             await _tell_own(tx, append, caller.user_id, columns, changed)
@@ -86,7 +91,7 @@ class Profiles:
             self.changed(caller.user_id)
             self._on_changed(caller.user_id)
         if changed & PRESENTED:
-            self._on_chosen(caller.user_id)
+            self._on_chosen(caller.user_id, changed)
         async with self._pool.connection() as tx:
             profile = await people.profile_of(tx, caller.user_id)
         if profile is None:

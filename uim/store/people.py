@@ -147,9 +147,12 @@ _NOTED: Final = SHOWN | {"read_receipts"}
 _PROFILE: Final = ("display_name", "avatar_url", "status_text", "availability", "email", "read_receipts", "show_last_seen")
 
 
-async def change_profile(tx: Connection, *, user_id: UUID, columns: Mapping[str, str | bool | None]) -> frozenset[str] | None:
+async def change_profile(
+    tx: Connection, *, user_id: UUID, columns: Mapping[str, str | bool | None], is_online: bool
+) -> frozenset[str] | None:
     """Set these columns of a living account; the names of those that had another value. None if the account is no more.
 
+    Who becomes invisible while `is_online` was last seen now.
     Raises UIMError `email_taken`; the transaction is lost then.
     """
     cursor = await tx.execute(
@@ -163,21 +166,23 @@ async def change_profile(tx: Connection, *, user_id: UUID, columns: Mapping[str,
     held = dict(zip(_PROFILE, row, strict=True))
     changed = frozenset(name for name, value in columns.items() if held[name] != value)
     if changed:
-        await _set_profile(tx, user_id, {**held, **columns}, is_noted=bool(changed & _NOTED))
+        leaves = is_online and "availability" in changed and columns["availability"] == "invisible"
+        await _set_profile(tx, user_id, {**held, **columns}, is_noted=bool(changed & _NOTED), leaves=leaves)
     return changed
 
 
-async def _set_profile(tx: Connection, user_id: UUID, columns: Mapping[str, str | bool | None], *, is_noted: bool) -> None:
+async def _set_profile(
+    tx: Connection, user_id: UUID, columns: Mapping[str, str | bool | None], *, is_noted: bool, leaves: bool
+) -> None:
     try:
         await tx.execute(
             """update users set display_name = %(display_name)s, avatar_url = %(avatar_url)s, status_text = %(status_text)s,
                     availability = %(availability)s, email = %(email)s,
-                    last_seen = case when availability <> 'invisible' and %(availability)s::varchar = 'invisible'
-                        then clock_timestamp() else last_seen end,
+                    last_seen = case when %(leaves)s then clock_timestamp() else last_seen end,
                     read_receipts = %(read_receipts)s, show_last_seen = %(show_last_seen)s,
                     updated_at = case when %(is_noted)s then clock_timestamp() else updated_at end
                 where user_id = %(user_id)s""",
-            {**columns, "is_noted": is_noted, "user_id": user_id},
+            {**columns, "is_noted": is_noted, "leaves": leaves, "user_id": user_id},
         )
     except psycopg.errors.UniqueViolation as taken:
         raise _refusal_of(taken) from taken
