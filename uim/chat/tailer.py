@@ -202,6 +202,8 @@ class Tailer:
             self._tx.pgconn.finish()
             self._tx = None
         await trio.sleep(0.2)
+        # Before the next try, what stands in line is handed on as far as it can be without the database.
+        self._next_poll = trio.current_time() + POLL_EVERY_WITHOUT_BUS_S
 
     async def passed_all(self) -> None:
         """Returns once what was offered has been handed on; for a drain."""
