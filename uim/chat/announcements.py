@@ -6,19 +6,14 @@ told here is a hint: a device that misses it finds the same in its next SYNC_BAT
 
 from __future__ import annotations
 
-from typing import Final
 from uuid import UUID
-
-import trio
 
 from uim.chat.memberships import Memberships
 from uim.chat.switchboard import Switchboard
-from uim.errors import UIMError
+from uim.chat.telling import Telling
 from uim.store import conversations, messages
 from uim.store.postgres import Pool
 from uim.wire.frames import frame
-
-REST_S: Final = 0.5
 
 
 class Announcements:
@@ -28,29 +23,8 @@ class Announcements:
         self._pool = pool
         self._switchboard = switchboard
         self._memberships = memberships
-        # As many as there are conversations with connected members; each once.
-        self._waiting: dict[UUID, None] = {}
-        self._wake = trio.Event()
-
-    def changed(self, conversation_id: UUID) -> None:
-        self._waiting[conversation_id] = None
-        self._wake.set()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        task_status.started()
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            while self._waiting:
-                conversation_id = next(iter(self._waiting))
-                del self._waiting[conversation_id]
-                try:
-                    await self._announce(conversation_id)
-                except UIMError as refused:
-                    if refused.code != "unavailable":
-                        raise
-                    self._waiting[conversation_id] = None
-                    await trio.sleep(REST_S)
+        telling = Telling(self._announce)
+        self.changed, self.run = telling.changed, telling.run
 
     async def _announce(self, conversation_id: UUID) -> None:
         async with self._pool.connection() as tx:

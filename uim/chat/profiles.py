@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
-import trio
-
 from uim.chat.accounts import Accounts, wrong_password
 from uim.chat.switchboard import Switchboard
+from uim.chat.telling import Telling
 from uim.chat.writer import Append, Writer
 from uim.errors import UIMError
 from uim.model.ids import rfc3339
@@ -23,7 +22,6 @@ from uim.store import people
 from uim.store.postgres import Connection, Pool
 from uim.wire.frames import frame
 
-REST_S: Final = 0.5
 SETTINGS: Final = frozenset({"read_receipts", "show_last_seen"})
 # What a PRESENCE_UPDATE shows.
 PRESENTED: Final = frozenset({"availability", "status_text", "show_last_seen"})
@@ -59,9 +57,8 @@ class Profiles:
         self._on_chosen = on_chosen
         self._online_among = online_among
         self._settle_reads = settle_reads
-        # Each user once, however often they change their mind.
-        self._waiting: dict[UUID, None] = {}
-        self._wake = trio.Event()
+        telling = Telling(self._tell)
+        self.changed, self.run = telling.changed, telling.run
 
     # -- the verb ---------------------------------------------------------------------------------------------------------
 
@@ -105,28 +102,6 @@ class Profiles:
         return {"email": normal_email(email) if isinstance(email, str) else None}
 
     # -- telling others ---------------------------------------------------------------------------------------------------
-
-    def changed(self, user_id: UUID) -> None:
-        """Tell those connected here what they see of that user now. Does not await."""
-        self._waiting[user_id] = None
-        self._wake.set()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Tell until cancelled; what waits while the database is away is told when it is back."""
-        task_status.started()
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            while self._waiting:
-                user_id = next(iter(self._waiting))
-                del self._waiting[user_id]
-                try:
-                    await self._tell(user_id)
-                except UIMError as refused:
-                    if refused.code != "unavailable":
-                        raise
-                    self._waiting[user_id] = None
-                    await trio.sleep(REST_S)
 
     async def _tell(self, user_id: UUID) -> None:
         async with self._pool.connection() as tx:
