@@ -98,7 +98,11 @@ class Proxy:
         async with client:
             if self._refuses:
                 return
-            async with await trio.open_unix_socket(self._server_path) as server, trio.open_nursery() as nursery:
+            try:
+                server = await trio.open_unix_socket(self._server_path)
+            except OSError:
+                return  # the server is away: whoever comes is torn, as where nobody listens
+            async with server, trio.open_nursery() as nursery:
                 line = _Line(client, server, nursery.cancel_scope)
                 self._lines.add(line)
                 nursery.start_soon(self._pass, line, client, self._request)

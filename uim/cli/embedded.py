@@ -172,18 +172,23 @@ def _postgresql(
         stop_orphan(folder / "postmaster.pid", program="postgres", folder=folder, stop=STOP_POSTGRESQL)
     else:
         _make_cluster(folder, programs, account, is_synced=settings.get("fsync") != "off")
+    command = _postgresql_command(folder, sockets, programs, settings)
+    log = data / "postgres.log"
+    with running(command, account=account, log=log, is_ready=_PostmasterFile(folder).is_ready, stop=STOP_POSTGRESQL) as pid:
+        yield pid
+
+
+def _postgresql_command(folder: Path, sockets: Path, programs: _Programs, settings: Mapping[str, str]) -> list[str | Path]:
     wanted = {
         "listen_addresses": "",
         "port": "5432",
         "unix_socket_directories": f'"{sockets}"',
         "unix_socket_permissions": "0700",
-    } | settings
+    } | dict(settings)
     command: list[str | Path] = [programs.postgresql_bin / "postgres", "-D", folder]
     for name, value in wanted.items():
         command += ["-c", f"{name}={value}"]
-    log = data / "postgres.log"
-    with running(command, account=account, log=log, is_ready=_PostmasterFile(folder).is_ready, stop=STOP_POSTGRESQL) as pid:
-        yield pid
+    return command
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +248,16 @@ def _valkey(data: Path, sockets: Path, programs: _Programs) -> Iterator[int]:
     path = _valkey_socket(sockets)
     # A socket file left behind would look like a server that is ready.
     path.unlink(missing_ok=True)
-    command: list[str | Path] = [programs.valkey_server, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
-    command += ["--dir", folder, "--pidfile", pid_file, "--appendonly", "yes", "--appendfsync", "everysec"]
-    command += ["--maxmemory-policy", "noeviction", "--daemonize", "no", "--save", ""]
+    command = _valkey_command(folder, pid_file, path, programs)
     log = data / "valkey.log"
     with running(command, account=None, log=log, is_ready=lambda _pid: _answers(path), stop=STOP_VALKEY) as pid:
         yield pid
+
+
+def _valkey_command(folder: Path, pid_file: Path, path: Path, programs: _Programs) -> list[str | Path]:
+    command: list[str | Path] = [programs.valkey_server, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
+    command += ["--dir", folder, "--pidfile", pid_file, "--appendonly", "yes", "--appendfsync", "everysec"]
+    return [*command, "--maxmemory-policy", "noeviction", "--daemonize", "no", "--save", ""]
 
 
 def _answers(path: Path) -> bool:
