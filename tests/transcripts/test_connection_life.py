@@ -153,6 +153,41 @@ async def test_a_login_that_ends_between_its_check_and_its_registration_is_cut(s
         nursery.cancel_scope.cancel()
 
 
+class _AfterEveryStep(trio.abc.Instrument):
+    """Does something after every step of any task; keeps what went wrong, for Trio would only log it."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+        self.failures: list[Exception] = []
+
+    def after_task_step(self, task: object) -> None:
+        try:
+            self._act()
+        except Exception as failure:
+            self.failures.append(failure)
+
+
+async def test_an_entry_that_finds_no_room_while_a_connection_ends_harms_nobody(server: Server) -> None:
+    """Its tasks have ended, and it has not had its turn to say so: whoever sends it back to catching up must not fail."""
+    alice = await server.register("alice")
+    phone = await alice.connect("phone")
+    (outbox,) = server.house.switchboard.all()
+    session = outbox.catch_up.__self__
+    tried = []
+
+    def fall_back_at_the_end() -> None:
+        if not session._nursery.child_tasks and not outbox.closed:
+            tried.append(True)
+            outbox.fall_back()
+
+    instrument = _AfterEveryStep(fall_back_at_the_end)
+    trio.lowlevel.add_instrument(instrument)
+    await phone.leave()
+    await until(lambda: outbox.closed)
+    trio.lowlevel.remove_instrument(instrument)
+    assert tried and not instrument.failures
+
+
 # --- signs of life ---
 
 

@@ -232,7 +232,8 @@ class Session:
 
     def catch_up(self) -> None:
         """Start catching up from what was sent, in place of any that is under way. Does not await."""
-        if self._nursery is None or self.outbox.closed:
+        # Once cancelled, the nursery may have closed before our own task has had its turn to say so.
+        if self._nursery is None or self.life.cancel_called or self._nursery.cancel_scope.cancel_called:
             return
         if self._catching_up is not None:
             self._catching_up.cancel()
