@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import trio
 
-from uim.chat.writer import PLANS
+from uim.chat.appending import PLANS
 from uim.model.message import Draft
 from uim.store import epochs, messages
 from uim.store.postgres import Connection, connect

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.faults.desk import text
-from uim.chat.writer import PLANS
+from uim.chat.appending import PLANS
 from uim.store import conversations, cursors, epochs, history, messages, receipts
 from uim.store.postgres import Connection, connect
 

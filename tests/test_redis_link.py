@@ -97,7 +97,7 @@ async def test_without_redis_a_call_is_refused_at_once_and_what_is_sent_is_dropp
                 await link.probe()
             link.send("SET", "a", "b")
             assert trio.current_time() - started < 0.1
-            assert not link._waiting
+            assert not link._usual.waiting
 
 
 async def test_more_than_a_bound_does_not_wait(proxy: Proxy) -> None:
@@ -107,7 +107,7 @@ async def test_more_than_a_bound_does_not_wait(proxy: Proxy) -> None:
             link.send("SET", f"key{number}", "x")
         with pytest.raises(RedisAway):
             await link.call("PING")
-        assert len(link._waiting) <= MAX_WAITING
+        assert len(link._usual.waiting) <= MAX_WAITING
         proxy.flow()
 
 

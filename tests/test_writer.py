@@ -13,7 +13,8 @@ import trio
 import trio.testing
 
 from tests.faults.desk import Desk, desk_on, rename, submit, text
-from uim.chat.writer import MAX_BATCH, MAX_WAITING, Append
+from uim.chat.appending import MAX_BATCH, Append
+from uim.chat.writer import MAX_WAITING
 from uim.errors import UIMError
 from uim.model.message import Draft
 from uim.store import messages

@@ -2,7 +2,7 @@
 
     server                       starts the rooms below in order, stops them in reverse
     ├─ redis link, bus           what may be lost, and what other processes say
-    ├─ log writer                group commit
+    ├─ log writer, spool         group commit; what waits through an outage
     ├─ log tailer                next id in line → the connections of this process
     ├─ receipts and cursors      written behind; announcements; redelivery
     ├─ farewell                  what follows when an account is deleted
@@ -132,6 +132,7 @@ async def serve(
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)
         await tree.start(house.indexer.run)
+        await tree.start(house.spool.run)
         await tree.start(house.typing.run)
         await tree.start(house.presence.run)
         await tree.start(house.farewell.run)
@@ -214,6 +215,8 @@ def _metrics(house: House, admission: Admission) -> Metrics:
     watch("uim_sessions", "WebSocket connections signed in.", lambda: house.switchboard.connections)
     watch("uim_log_position", "The entry up to which this process has delivered.", lambda: house.tailer.position)
     watch("uim_writer_waiting", "Entries that wait for the writer.", lambda: writer.waiting)
+    watch("uim_writer_queued", "Texts answered queued, while the database is away.", lambda: writer.queued)
+    watch("uim_spool_drained", "Texts that a process left in the spool and this one appended.", lambda: house.spool.drained, counts=True)
     watch("uim_texts_appended", "Texts that this process has appended.", lambda: writer.appended, counts=True)
     watch("uim_appends", "Batches of texts that this process has appended.", lambda: writer.appends, counts=True)
     watch("uim_dead_letters", "Texts that no database would take; look at the log.", lambda: writer.dead_letters, counts=True)

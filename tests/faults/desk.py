@@ -13,9 +13,10 @@ from uuid import UUID, uuid4
 import trio
 
 from tests.rooms import Rooms
+from uim.chat.appending import Append
 from uim.chat.conversations import Conversations
 from uim.chat.history import History
-from uim.chat.writer import Append, Writer
+from uim.chat.writer import Writer
 from uim.errors import UIMError
 from uim.model.message import Draft, Entry, Posted
 from uim.store.postgres import Connection, Deadlines, Pool

@@ -13,11 +13,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from quart import Response
 
+from uim.api.answers import answer
 from uim.api.routes import Routes
 from uim.chat.history import History
 from uim.chat.receipts import Receipts
 from uim.chat.writer import Writer
-from uim.model.message import DeliveryCounts, DeliveryStatus, Draft, Entry, Posted
+from uim.model.message import DeliveryCounts, DeliveryStatus, Draft, Entry, Posted, Queued
 from uim.model.person import Caller
 from uim.wire.frames import ClientId, Content, MessageId, Metadata, check_metadata, message_object
 from uim.wire.paging import DEFAULT_LIMIT, Cursor, Limit
@@ -63,6 +64,13 @@ class PostedMessage(Message, frozen=True, kw_only=True):
     duplicate: bool
 
 
+class QueuedMessage(msgspec.Struct, frozen=True):
+    """The database is away and the message is safe, but not in the log: send it again, under the same id, until it is."""
+
+    status: Literal["queued"]
+    client_message_id: str
+
+
 class MessagePage(msgspec.Struct, frozen=True):
     items: list[ListedMessage]
     next: str | None
@@ -104,7 +112,8 @@ def add_message_routes(routes: Routes, *, history: History, writer: Writer, rece
         )
         return json_answer(b'{"items":[' + b",".join(page.items) + b'],"next":' + msgspec.json.encode(page.next) + b"}")
 
-    @routes.route("POST", MESSAGES, body=NewMessage, answers=PostedMessage, status=201, summary="Send a message")
+    @routes.route("POST", MESSAGES, body=NewMessage, answers=PostedMessage, status=201, also={200: PostedMessage, 202: QueuedMessage},
+                  summary="Send a message")  # fmt: skip
     async def post_message(caller: Caller, *, conversation_id: UUID, body: NewMessage) -> Response:
         draft = Draft(
             conversation_id=conversation_id,
@@ -114,6 +123,8 @@ def add_message_routes(routes: Routes, *, history: History, writer: Writer, rece
             metadata=check_metadata(body.metadata, "metadata"),
         )
         posted = await writer.post(draft)
+        if isinstance(posted, Queued):
+            return answer(QueuedMessage("queued", draft.client_message_id), 202)
         return json_answer(_posted(draft, posted), 200 if posted.duplicate else 201)
 
     @routes.route("GET", MESSAGES + "/{message_id}", answers=TrackedMessage, summary="One message, with its delivery status")

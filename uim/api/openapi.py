@@ -22,7 +22,12 @@ _ID: Final = {"type": "string", "format": "uuid"}
 def openapi(routes: Iterable[Route], *, title: str, version: str) -> dict[str, Any]:
     """The whole document, ready for JSON."""
     known = list(routes)
-    types = [type_ for route in known for type_ in (route.body, route.query, route.answers) if type_ is not None]
+    types = [
+        type_
+        for route in known
+        for type_ in (route.body, route.query, route.answers, *route.also.values())
+        if type_ is not None
+    ]
     # One call for all, so that two types of one name are told apart.
     schemas, components = msgspec.json.schema_components([Problem, *types], ref_template=REFS)
     schema_of = iter(schemas[1:])
@@ -31,7 +36,10 @@ def openapi(routes: Iterable[Route], *, title: str, version: str) -> dict[str, A
         body, query, answers = (
             next(schema_of) if type_ is not None else None for type_ in (route.body, route.query, route.answers)
         )
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, body, query, answers, components)
+        operation = _operation(route, body, query, answers, components)
+        for status in route.also:
+            operation["responses"][str(status)] = _success(next(schema_of))
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
@@ -52,20 +60,24 @@ def add_openapi(routes: Routes, *, title: str, version: str) -> None:
 
 
 def _operation(route: Route, body: Any, query: Any, answers: Any, components: dict[str, Any]) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": "success"}
-    if answers is not None:
-        success["content"] = {"application/json": {"schema": answers}}
     refused = {"application/problem+json": {"schema": {"$ref": REFS.format(name="Problem")}}}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "operationId": route.handler.__name__,
         "parameters": [*_path_parameters(route), *_query_parameters(query, components)],
-        "responses": {str(route.status): success, "default": {"description": "a problem", "content": refused}},
+        "responses": {str(route.status): _success(answers), "default": {"description": "a problem", "content": refused}},
         "security": [{"bearer": []}] if route.signed_in else [],
     }
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return operation
+
+
+def _success(answers: Any) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": "success"}
+    if answers is not None:
+        success["content"] = {"application/json": {"schema": answers}}
+    return success
 
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ its query and its body; and it answers with a value, or raises a refusal.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -33,7 +33,7 @@ Authenticate = Callable[[quart.Request], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One method of one path. `answers` is the type of its JSON on success, None for no body."""
+    """One method of one path. `answers` is the type of its JSON on success, None for no body; `also`: those of other successes."""
 
     method: str
     path: str
@@ -42,6 +42,7 @@ class Route:
     query: Any
     answers: Any
     status: int
+    also: Mapping[int, Any]
     signed_in: bool
     summary: str
 
@@ -73,6 +74,7 @@ class Routes:
         query: Any = None,
         answers: Any = None,
         status: int | None = None,
+        also: Mapping[int, Any] | None = None,
         signed_in: bool = True,
         summary: str = "",
     ) -> Callable[[HandlerT], HandlerT]:
@@ -93,6 +95,7 @@ class Routes:
                     query=query,
                     answers=answers,
                     status=status or (200 if answers is not None else 204),
+                    also=also or {},
                     signed_in=signed_in,
                     summary=summary,
                 )

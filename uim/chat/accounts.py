@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
+from uim.chat.appending import Append
 from uim.chat.logins import Logins
 from uim.chat.passwords import Passwords, Throttle
 from uim.chat.tokens import (
@@ -26,7 +27,7 @@ from uim.chat.tokens import (
     new_refresh,
     read_refresh,
 )
-from uim.chat.writer import Append, Writer
+from uim.chat.writer import Writer
 from uim.errors import UIMError, not_found
 from uim.model.person import Caller, Device, Profile, normal_email
 from uim.store import logins as login_rows

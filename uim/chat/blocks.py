@@ -14,9 +14,10 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from uim.chat.appending import Append
 from uim.chat.friends import PlaceMark, end_between, tell
 from uim.chat.switchboard import Switchboard
-from uim.chat.writer import Append, Writer
+from uim.chat.writer import Writer
 from uim.errors import invalid, not_found
 from uim.model.ids import rfc3339
 from uim.model.message import Entry

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from uim.chat import groups
-from uim.chat.writer import Append, Writer
+from uim.chat.appending import Append
+from uim.chat.writer import Writer
 from uim.errors import invalid, not_found
 from uim.model.conversation import MAX_MEMBERS, MIN_FOUNDERS, ConversationView, Removed
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339

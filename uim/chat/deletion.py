@@ -9,7 +9,8 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 from uim.chat import groups
-from uim.chat.writer import Append, Writer
+from uim.chat.appending import Append
+from uim.chat.writer import Writer
 from uim.errors import forbidden, not_found
 from uim.model import conversation as rules
 from uim.model.conversation import Room, Seat

@@ -16,8 +16,9 @@ import trio
 
 from uim.chat import groups
 from uim.chat.accounts import Accounts, wrong_password
+from uim.chat.appending import Append
 from uim.chat.logins import Logins
-from uim.chat.writer import Append, Writer
+from uim.chat.writer import Writer
 from uim.errors import UIMError
 from uim.log import get_logger
 from uim.model.person import Caller

@@ -15,7 +15,8 @@ from uuid import UUID, uuid4
 import msgspec
 from msgspec import Meta
 
-from uim.chat.writer import Append, Writer
+from uim.chat.appending import Append
+from uim.chat.writer import Writer
 from uim.errors import UIMError, invalid, not_found
 from uim.model.ids import rfc3339
 from uim.model.person import User

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
-from uim.chat.writer import Append
+from uim.chat.appending import Append
 from uim.errors import UIMError, forbidden, not_found
 from uim.model import conversation as rules
 from uim.model.conversation import MAX_MEMBERS, Room, Seat

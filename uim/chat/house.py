@@ -32,13 +32,14 @@ from uim.chat.profiles import Profiles
 from uim.chat.receipts import Receipts, Unread
 from uim.chat.search import Search
 from uim.chat.sessions import Sessions
+from uim.chat.spool import Spool
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.chat.tokens import Tokens
 from uim.chat.typing import Typing
 from uim.chat.writer import Writer
 from uim.config import Settings
-from uim.model.message import Entry
+from uim.model.message import Draft, Entry
 from uim.store.postgres import Pool
 from uim.store.receipts import Advance
 from uim.store.redis import RedisLink
@@ -59,6 +60,7 @@ class House:
     memberships: Memberships
     sessions: Sessions
     writer: Writer
+    spool: Spool
     tailer: Tailer
     catchup: CatchUp
     receipts: Receipts
@@ -122,9 +124,21 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
             blocks.follow(entry)
             presence.follow(entry)
 
+    def may_be_queued(draft: Draft) -> bool:
+        membership = memberships.get(draft.conversation_id)
+        return membership is not None and membership.is_member(draft.sender_id)
+
     announcements = Announcements(pool, switchboard, memberships)
     receipts = Receipts(pool, switchboard, on_told)
-    writer = Writer(settings.database_url, on_appended)
+    spool = Spool(
+        link,
+        log_id=log_id,
+        database_url=settings.database_url,
+        may_keep=may_be_queued,
+        is_settled=lambda: not writer.queued,
+        on_appended=on_appended,
+    )
+    writer = Writer(settings.database_url, on_appended, spool=spool)
     blocks = Blocks(pool, writer, switchboard, on_parted=on_parted)
     typing = Typing(switchboard, memberships, blocks, on_typing)
     presence = Presence(
@@ -182,6 +196,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         memberships=memberships,
         sessions=Sessions(link, process_id),
         writer=writer,
+        spool=spool,
         tailer=tailer,
         catchup=CatchUp(pool, tailer),
         receipts=receipts,

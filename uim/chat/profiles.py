@@ -12,9 +12,10 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from uim.chat.accounts import Accounts, wrong_password
+from uim.chat.appending import Append
 from uim.chat.switchboard import Switchboard
 from uim.chat.telling import Telling
-from uim.chat.writer import Append, Writer
+from uim.chat.writer import Writer
 from uim.errors import UIMError
 from uim.model.ids import rfc3339
 from uim.model.person import Caller, Profile, User, normal_email

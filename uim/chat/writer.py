@@ -3,115 +3,42 @@
 Group commit without a timer: it takes what waits (1 to 256 texts), appends it in one call, answers each sender, and by then
 more waits. Verbs that change membership stand in the same line and are appended alone, in the transaction that changes their
 rows. Rule: "sent" is answered only after the commit; an append is never cancelled in mid-call; when a commit's answer is lost
-the same keys are tried again until the database has told what became of them (storage.md §1).
+the same keys are tried again until the database has told what became of them (storage.md §1). While the database is away the
+line stays in its order: texts are copied into the spool and answered "queued", and appended when it is back (chat/spool.py).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Generic, TypeVar
-from uuid import UUID, uuid5
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
-import msgspec
 import trio
 
+from uim.chat.appending import MAX_BATCH, PLANS, Append, append_apart, entry_key, inserted
+from uim.chat.line import Answer, Keeper, Key, Line, Text, Verb
 from uim.errors import STATUS_OF, UIMError, unavailable
 from uim.log import get_logger
-from uim.model.message import Draft, Entry, Posted
+from uim.model.message import QUEUED, Draft, Entry, Posted, Queued
 from uim.store import epochs, messages
-from uim.store.postgres import (
-    USUAL,
-    Connection,
-    ConnectionLost,
-    DatabaseAway,
-    DatabaseError,
-    Deadlines,
-    connect,
-    says_away,
-)
+from uim.store.postgres import Connection, ConnectionLost, DatabaseAway, DatabaseError, Deadlines, connect, says_away
 
 T = TypeVar("T")
 
-MAX_BATCH: Final = 256
 # 2,048 waiting entries are about 50 ms of work; beyond that a sender is told to come back.
 MAX_WAITING: Final = 2_048
-# As long as a sender waits for a database that is away, before `unavailable`.
+# As long as a sender waits for a database that is away, before `unavailable`, where there is no spool either.
 GIVE_UP_AFTER_S: Final = 8.0
-# Index reads always: the plans are made once, perhaps while the tables are still empty.
-PLANS: Final = {
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "plan_cache_mode": "force_generic_plan",
-    "statement_timeout": "4000",
-}
+# A connection that is lost and made again sooner than this is no outage. With the deadline for an answer, a hung database is
+# one after 4.5 s.
+PATIENCE_S: Final = 1.0
+WRITERS: Final = Deadlines(connect_s=2.0, answer_s=3.5)
+REST_S: Final = 0.2
+LOOK_EVERY_S: Final = 0.1
 
 log = get_logger(__name__)
-
-Answer = Callable[[Posted | UIMError], None]
-
-
-class Append:
-    """Appends the server's own entries inside one verb's transaction; each gets a key derived from the verb's."""
-
-    def __init__(self, tx: Connection, key: UUID) -> None:
-        self._tx = tx
-        self._key = key
-        self.entries: list[Entry] = []
-
-    def next_key(self) -> UUID:
-        """The key of the verb's next entry, for one that a function in schema/ appends; put that into `entries`."""
-        return entry_key(self._key, len(self.entries))
-
-    async def __call__(self, *, conversation_id: UUID, sender_id: UUID, message_type: str, event: Mapping[str, object]) -> Entry:
-        entry = await messages.append_own(
-            self._tx,
-            conversation_id=conversation_id,
-            sender_id=sender_id,
-            server_key=self.next_key(),
-            message_type=message_type,
-            metadata=msgspec.json.encode(event).decode(),
-        )
-        self.entries.append(entry)
-        return entry
-
-
-def entry_key(key: UUID, number: int) -> UUID:
-    """The key of a verb's entry, the same at every try."""
-    return uuid5(key, str(number))
-
-
-class _Text:
-    """A draft in line, and who waits for it."""
-
-    __slots__ = ("answer", "draft", "give_up_at")
-
-    def __init__(self, draft: Draft, answer: Answer, give_up_at: float) -> None:
-        self.draft = draft
-        self.answer = answer
-        self.give_up_at = give_up_at
-
-
-class _Verb(Generic[T]):
-    """A verb in line. `result` and `entries` of the first try are kept: an ambiguous commit may have been that one."""
-
-    def __init__(self, act: Callable[[Connection, Append], Awaitable[T]], key: UUID, give_up_at: float) -> None:
-        self.act = act
-        self.key = key
-        self.give_up_at = give_up_at
-        self.tried: list[T] = []
-        self.done = trio.Event()
-        self.result: T | None = None
-        self.failure: Exception | None = None
-
-    def succeed(self, result: T) -> None:
-        self.result = result
-        self.done.set()
-
-    def fail(self, failure: Exception) -> None:
-        self.failure = failure
-        self.done.set()
 
 
 class Writer:
@@ -125,43 +52,60 @@ class Writer:
         database_url: str,
         on_appended: Callable[[list[Entry]], None],
         *,
+        spool: Keeper | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
-        deadlines: Deadlines = USUAL,
+        patience_s: float = PATIENCE_S,
+        deadlines: Deadlines = WRITERS,
     ) -> None:
         self._url = database_url
+        self._spool = spool
         self._give_up_after_s = give_up_after_s
+        self._patience_s = patience_s
         self._deadlines = deadlines
         self._on_appended = on_appended
-        self._line: deque[_Text | _Verb[Any]] = deque()
+        self._line: Line = deque()
+        # What stood in line in an outage and is in the spool as well, before everything that came later.
+        self._kept: Line = deque()
+        self._queued: dict[Key, Text] = {}
         self._wake = trio.Event()
         self._tx: Connection | None = None
+        self._down = trio.Event()
+        self._lost_at = 0.0
+        # Losses in mid-append without a success between: a batch that is too much for the database is tried in smaller ones.
+        self._losses = 0
         self._closing = False
         self.drained = trio.Event()
         # For metrics: plain numbers, read at a scrape.
         self.appended = self.appends = self.dead_letters = 0
         self.epoch = epochs.Epoch(0, 0, 0)
         # The session of each text whose commit is not yet answered: the tailer may read it from the database first.
-        self._origins: dict[tuple[UUID, str], UUID] = {}
+        self._origins: dict[Key, UUID] = {}
         # The same for commits whose answer was lost: what a repeat found in the log. Bounded; a miss costs one extra frame.
         self._found: OrderedDict[int, UUID] = OrderedDict()
 
     # -- for senders ------------------------------------------------------------------------------------------------------
 
     def submit(self, draft: Draft, answer: Answer) -> None:
-        """Put a text in line; `answer` is called once, from the writer's task, with its place or its refusal.
+        """Put a text in line; `answer` is called from the writer's task with its place or its refusal, which is final.
 
-        Raises UIMError `unavailable` when the line is full or the process is going down.
+        While the database is away it may be called with QUEUED before that, and at once for a repeat of what is queued. Raises
+        UIMError `unavailable` when the line is full or the process is going down.
         """
-        self._enter(_Text(draft, answer, trio.current_time() + self._give_up_after_s))
+        queued = self._queued.get((draft.sender_id, draft.client_message_id)) if self._queued else None
+        if queued is not None and _same(queued.draft, draft):
+            queued.answers.append(answer)
+            answer(QUEUED)
+            return
+        self._enter(Text(draft, answer, trio.current_time() + self._give_up_after_s))
         if draft.origin is not None:
             self._origins[draft.sender_id, draft.client_message_id] = draft.origin
 
-    async def post(self, draft: Draft) -> Posted:
-        """Append a text and wait for the commit. Raises its refusal. Cancelled: the text may still be appended."""
+    async def post(self, draft: Draft) -> Posted | Queued:
+        """Append a text and wait for the commit, or until it is queued. Raises its refusal. Cancelled: it may still be appended."""
         came = trio.Event()
-        answers: list[Posted | UIMError] = []
+        answers: list[Posted | Queued | UIMError] = []
 
-        def answer(what: Posted | UIMError) -> None:
+        def answer(what: Posted | Queued | UIMError) -> None:
             answers.append(what)
             came.set()
 
@@ -175,10 +119,14 @@ class Writer:
         """Run a verb in one transaction of its own, in line with the texts, the log lock already held.
 
         `key` is fixed before the first try; `act` may be run more than once, so it has no effect outside its transaction.
-        Raises what act raises. Cancelled: it may still happen.
+        Raises what act raises, `unavailable` where its turn does not come in time. Cancelled: it may still happen.
         """
-        verb = _Verb(act, key, trio.current_time() + self._give_up_after_s)
+        verb = Verb(act, key, trio.current_time() + self._give_up_after_s)
         self._enter(verb)
+        with trio.move_on_at(verb.give_up_at):
+            await verb.done.wait()
+        if not verb.is_running:
+            verb.fail(unavailable())
         await verb.done.wait()
         if verb.failure is not None:
             raise verb.failure
@@ -189,11 +137,21 @@ class Writer:
         waiting = self._origins.get((entry.sender_id, entry.client_message_id or ""))
         return waiting or self._found.get(entry.message_id)
 
-    def _enter(self, item: _Text | _Verb[Any]) -> None:
+    def _enter(self, item: Text | Verb[Any]) -> None:
         if self._closing or len(self._line) >= MAX_WAITING:
             raise unavailable("the server is going down" if self._closing else "too many messages at once", retry_after_s=1.0)
         self._line.append(item)
         self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many entries stand in line and are not in the spool."""
+        return len(self._line)
+
+    @property
+    def queued(self) -> int:
+        """How many have been answered "queued" and not yet more than that."""
+        return len(self._queued)
 
     # -- the task ---------------------------------------------------------------------------------------------------------
 
@@ -202,14 +160,14 @@ class Writer:
         while self._tx is None:
             await self._reconnect()
         task_status.started()
-        while not (self._closing and not self._line):
-            if not self._line:
-                self._wake = trio.Event()
-                await self._wake.wait()
-                continue
-            # A started append is finished whatever happens outside: its outcome must be known.
-            with trio.CancelScope(shield=True):
-                await self._step()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._come_back)
+            while not self._is_done():
+                await self._turn()
+            nursery.cancel_scope.cancel()
+        for verb in self._kept:
+            if isinstance(verb, Verb):
+                verb.fail(unavailable())
         self.drained.set()
         if self._tx is not None:
             self._tx.pgconn.finish()
@@ -219,147 +177,187 @@ class Writer:
         self._closing = True
         self._wake.set()
 
-    async def _step(self) -> None:
-        item = self._line[0]
-        if isinstance(item, _Verb):
-            self._line.popleft()
-            await self._run_verb(item)
+    def _is_done(self) -> bool:
+        # What is in the spool is appended by whoever drains it.
+        return self._closing and not self._line and (self._tx is None or not self._kept)
+
+    async def _turn(self) -> None:
+        if self._tx is None or self._tx.closed:
+            await self._stand_by()
+        elif self._kept or self._line:
+            # A started append is finished whatever happens outside: its outcome must be known.
+            with trio.CancelScope(shield=True):
+                await self._step(self._kept or self._line)
+        else:
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    async def _step(self, line: Line) -> None:
+        item = line.popleft()
+        if isinstance(item, Verb):
+            await self._run_verb(item, line)
             return
-        batch: list[_Text] = []
-        while self._line and len(batch) < MAX_BATCH and isinstance(text := self._line[0], _Text):
+        batch = [item]
+        at_most = max(1, MAX_BATCH >> self._losses)
+        while line and len(batch) < at_most and isinstance(text := line[0], Text):
             batch.append(text)
-            self._line.popleft()
-        await self._append(batch)
+            line.popleft()
+        await self._append(batch, line)
 
-    async def _append(self, batch: list[_Text]) -> None:
-        """Append a batch; when one entry makes the whole call fail, halve until it stands alone."""
-        if self._is_too_late(min(text.give_up_at for text in batch)):
-            self._refuse(batch)
+    async def _append(self, batch: list[Text], line: Line) -> None:
+        """Append a batch; when the connection is lost it goes back to where it stood."""
+        drafts = [text.draft for text in batch]
+        assert self._tx is not None
+        try:
+            outcomes = await append_apart(partial(messages.append, self._tx), drafts)
+        except ConnectionLost as lost:
+            line.extendleft(reversed(batch))
+            self._lose(lost)
             return
-        while True:
-            try:
-                outcomes = await messages.append(await self._connected(), [text.draft for text in batch])
-            except DatabaseError as error:
-                if not says_away(error):
-                    await self._halve(batch, error)
-                    return
-                if not await self._may_repeat(min(text.give_up_at for text in batch), error):
-                    self._refuse(batch)
-                    return
-            else:
-                self._tell(batch, outcomes)
-                return
+        self._losses = 0
+        self._tell(batch, drafts, outcomes)
 
-    async def _halve(self, batch: list[_Text], poison: DatabaseError) -> None:
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            await self._append(batch[:middle])
-            await self._append(batch[middle:])
-            return
-        draft = batch[0].draft
-        self.dead_letters += 1
-        log.error("dead letter", reason=str(poison), conversation_id=str(draft.conversation_id), user_id=str(draft.sender_id),
-                  client_message_id=draft.client_message_id)  # fmt: skip
-        self._answer(batch[0], UIMError("internal", "this message could not be stored"))
-
-    def _tell(self, batch: list[_Text], outcomes: list[messages.Outcome]) -> None:
+    def _tell(self, batch: list[Text], drafts: list[Draft], outcomes: list[messages.Outcome | DatabaseError]) -> None:
         """Hand on what was inserted, then answer everybody: no await, so nobody sees half of it."""
-        entries = []
-        for text, outcome in zip(batch, outcomes, strict=True):
-            if outcome.verdict == "inserted":
-                draft = text.draft
-                entry = Entry(outcome.message_id or 0, draft.conversation_id, outcome.seq or 0, draft.sender_id,
-                              draft.client_message_id, draft.content, "text", draft.metadata, outcome.created_at)  # type: ignore[arg-type]  # inserted: it has a time  # fmt: skip
-                entry.origin = draft.origin
-                entries.append(entry)
+        entries = inserted(drafts, outcomes)
         self.appends += 1
         self.appended += len(entries)
-        # Only rows reported as inserted by this very call; a repeat's first copy reaches the tailer from the log.
-        self._on_appended(sorted(entries, key=lambda entry: entry.message_id))
+        self._on_appended(entries)
         for text, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, DatabaseError):
+                self._bury(text.draft, outcome)
+                self._answer(text, UIMError("internal", "this message could not be stored"))
+                continue
             if outcome.verdict == "duplicate" and text.draft.origin is not None and outcome.message_id is not None:
                 self._found[outcome.message_id] = text.draft.origin
                 if len(self._found) > MAX_BATCH:
                     self._found.popitem(last=False)
             self._answer(text, _judged(outcome))
+        if self._spool is not None and (spooled := [text for text in batch if text.spool_id is not None]):
+            self._spool.forget([text.spool_id or "" for text in spooled], [text.draft for text in spooled])
 
-    def _refuse(self, batch: list[_Text]) -> None:
-        for text in batch:
-            self._answer(text, unavailable())
+    def _bury(self, draft: Draft, why: DatabaseError) -> None:
+        self.dead_letters += 1
+        log.error("dead letter", reason=str(why), conversation_id=str(draft.conversation_id), user_id=str(draft.sender_id),
+                  client_message_id=draft.client_message_id)  # fmt: skip
 
-    def _answer(self, text: _Text, what: Posted | UIMError) -> None:
-        self._origins.pop((text.draft.sender_id, text.draft.client_message_id), None)
+    def _answer(self, text: Text, what: Posted | UIMError) -> None:
+        self._origins.pop(text.key, None)
+        if self._queued:
+            self._queued.pop(text.key, None)
         text.answer(what)
 
-    async def _run_verb(self, verb: _Verb[Any]) -> None:
-        if self._is_too_late(verb.give_up_at):
-            verb.fail(unavailable())
-            return
-        while True:
-            try:
-                tx = await self._connected()
-                append = Append(tx, verb.key)
-                async with tx.transaction():
-                    await messages.lock_log(tx)
-                    if verb.tried and await messages.has_server_key(tx, entry_key(verb.key, 0)):
-                        verb.succeed(verb.tried[-1])
-                        return
-                    result = await verb.act(tx, append)
-                    verb.tried.append(result)
-            except UIMError as refusal:
-                verb.fail(refusal)
+    async def _run_verb(self, verb: Verb[Any], line: Line) -> None:
+        if verb.done.is_set():
+            return  # its caller has given it up
+        tx = self._tx
+        assert tx is not None
+        append = Append(tx, verb.key)
+        verb.is_running = True
+        try:
+            async with tx.transaction():
+                await messages.lock_log(tx)
+                if verb.tried and await messages.has_server_key(tx, entry_key(verb.key, 0)):
+                    verb.succeed(verb.tried[-1])
+                    return
+                result = await verb.act(tx, append)
+                verb.tried.append(result)
+        except UIMError as refusal:
+            verb.fail(refusal)
+        except Exception as error:
+            if not says_away(error):
+                # The verb is its caller's code: the caller's own boundary reports it; the line goes on.
+                verb.fail(error)
                 return
-            except Exception as error:
-                if not says_away(error):
-                    # The verb is its caller's code: the caller's own boundary reports it; the line goes on.
-                    verb.fail(error)
-                    return
-                if not await self._may_repeat(verb.give_up_at, error):
-                    verb.fail(unavailable())
-                    return
+            verb.is_running = False
+            if trio.current_time() >= verb.give_up_at:
+                verb.fail(unavailable())
             else:
-                self._on_appended(append.entries)
-                verb.succeed(result)
-                return
+                line.appendleft(verb)
+            self._lose(error)
+        else:
+            self._losses = 0
+            self._on_appended(append.entries)
+            verb.succeed(result)
 
-    # -- the connection ---------------------------------------------------------------------------------------------------
+    # -- an outage --------------------------------------------------------------------------------------------------------
 
-    async def _connected(self) -> Connection:
-        if self._tx is None or self._tx.closed:
-            await self._reconnect()
-        if self._tx is None:
-            raise DatabaseAway("the writer has no connection")
-        return self._tx
+    def _lose(self, lost: Exception) -> None:
+        log.warning("the writer lost its connection", error=str(lost).splitlines()[0])
+        if self._tx is not None:
+            self._tx.pgconn.finish()
+            self._tx = None
+        if not self._losses:
+            self._lost_at = trio.current_time()
+        self._losses = min(self._losses + 1, 8)
+        self._down.set()
+
+    async def _come_back(self) -> None:
+        """Beside the line: a new connection whenever there is none."""
+        while True:
+            await self._down.wait()
+            while self._tx is None:
+                await self._reconnect()
+            self._down = trio.Event()
+            self._wake.set()
 
     async def _reconnect(self) -> None:
         """One try. A new connection first asks whether this is still the same log, and begins an epoch if not."""
-        self._tx = None
         try:
             tx = await connect(self._url, name="writer", settings=PLANS, deadlines=self._deadlines)
             self.epoch = await epochs.settle(tx)
             self._tx = tx
         except ConnectionLost as lost:
-            log.warning("the writer cannot reach the database", error=str(lost).splitlines()[0])
-            await trio.sleep(0.2)
+            log.info("the writer cannot reach the database", error=str(lost).splitlines()[0])
+            await trio.sleep(REST_S)
 
-    def _is_too_late(self, give_up_at: float) -> bool:
-        """Whether it is not worth a first try: it has waited its time, and there is no connection to try it on.
+    async def _stand_by(self) -> None:
+        """Without a connection: after a moment's patience what is in line is queued; what cannot be waits its time."""
+        if not self._down.is_set():  # closed under us, between two turns
+            self._lose(DatabaseAway("the connection is closed"))
+        self._refuse_late()
+        is_outage = self._closing or trio.current_time() >= self._lost_at + self._patience_s
+        if is_outage and self._line and self._spool is not None:
+            with trio.CancelScope(shield=True):
+                if await self._queue_up(self._spool):
+                    return
+        self._wake = trio.Event()
+        with trio.move_on_after(LOOK_EVERY_S):
+            await self._wake.wait()
 
-        Without this each of those in line would cost a time-out of its own, one after the other.
-        """
-        return (self._tx is None or self._tx.closed) and trio.current_time() >= give_up_at
+    def _refuse_late(self) -> None:
+        now = trio.current_time()
+        while self._line and self._line[0].give_up_at <= now:
+            late = self._line.popleft()
+            if isinstance(late, Verb):
+                late.fail(unavailable())
+            else:
+                self._answer(late, unavailable())
 
-    async def _may_repeat(self, give_up_at: float, lost: Exception) -> bool:
-        """After a lost connection: whether there is time for another try with the same keys."""
-        log.warning("the writer lost its connection", error=str(lost).splitlines()[0])
-        if self._tx is not None:
-            self._tx.pgconn.finish()
-        await trio.sleep(0.02)
-        return trio.current_time() < give_up_at
+    async def _queue_up(self, spool: Keeper) -> bool:
+        """Copy the head of the line into the spool, and answer "queued"; False, and all is as before, if there is no spool now."""
+        batch = [self._line.popleft() for _ in range(min(len(self._line), MAX_BATCH))]
+        texts = [item for item in batch if isinstance(item, Text)]
+        spool_ids = await spool.keep([text.draft for text in texts])
+        if spool_ids is None:
+            self._line.extendleft(reversed(batch))
+            return False
+        for text, spool_id in zip(texts, spool_ids, strict=True):
+            text.spool_id = spool_id
+        for item in batch:
+            if isinstance(item, Text) and item.spool_id is None:
+                self._answer(item, unavailable())
+            else:
+                self._kept.append(item)
+        for text in texts:
+            if text.spool_id is not None:
+                self._queued[text.key] = text
+                text.answer(QUEUED)
+        return True
 
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
+
+def _same(one: Draft, other: Draft) -> bool:
+    return one.conversation_id == other.conversation_id and one.content_hash == other.content_hash
 
 
 def _judged(outcome: messages.Outcome) -> Posted | UIMError:

@@ -18,7 +18,7 @@ from uim.chat.memberships import Membership
 from uim.errors import UIMError, invalid, not_found
 from uim.live.session import Session
 from uim.model.ids import rfc3339
-from uim.model.message import Draft, Posted
+from uim.model.message import Draft, Posted, Queued
 from uim.model.presence import State
 from uim.store import conversations, messages
 from uim.wire.frames import (
@@ -67,7 +67,7 @@ async def send(session: Session, received: MessageSend) -> None:
         draft = _draft(session, received)
         await session.open_sends.acquire()
         try:
-            session.house.writer.submit(draft, lambda what: _answer_send(session, received, draft, what))
+            session.house.writer.submit(draft, _OpenSend(session, received.request_id, draft))
         except UIMError:
             session.open_sends.release()
             raise
@@ -97,30 +97,44 @@ def _draft(session: Session, received: MessageSend) -> Draft:
     )
 
 
-def _answer_send(session: Session, received: MessageSend, draft: Draft, what: Posted | UIMError) -> None:
-    session.open_sends.release()
+class _OpenSend:
+    """A send in the writer's line. Its first answer, be it "queued", makes room for the next; its last is final."""
+
+    __slots__ = ("draft", "is_open", "request_id", "session")
+
+    def __init__(self, session: Session, request_id: str | None, draft: Draft) -> None:
+        self.session = session
+        self.request_id = request_id
+        self.draft = draft
+        self.is_open = True
+
+    def __call__(self, what: Posted | Queued | UIMError) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.session.open_sends.release()
+        self.session.outbox.push(_answered(self.draft, what, self.request_id))
+
+
+def _answered(draft: Draft, what: Posted | Queued | UIMError, request_id: str | None) -> bytes:
     if isinstance(what, UIMError):
-        answer = error_frame(
-            what,
-            request_id=received.request_id,
-            client_message_id=draft.client_message_id,
-            conversation_id=draft.conversation_id,
+        return error_frame(
+            what, request_id=request_id, client_message_id=draft.client_message_id, conversation_id=draft.conversation_id
         )
-    else:
-        answer = frame(
-            "MESSAGE_ACK",
-            {
-                "status": "sent",
-                "client_message_id": draft.client_message_id,
-                "message_id": what.message_id,
-                "conversation_id": draft.conversation_id,
-                "seq": what.seq,
-                "created_at": rfc3339(what.created_at),
-                "duplicate": what.duplicate,
-            },
-            received.request_id,
-        )
-    session.outbox.push(answer)
+    if isinstance(what, Queued):
+        return frame("MESSAGE_ACK", {"status": "queued", "client_message_id": draft.client_message_id}, request_id)
+    return frame(
+        "MESSAGE_ACK",
+        {
+            "status": "sent",
+            "client_message_id": draft.client_message_id,
+            "message_id": what.message_id,
+            "conversation_id": draft.conversation_id,
+            "seq": what.seq,
+            "created_at": rfc3339(what.created_at),
+            "duplicate": what.duplicate,
+        },
+        request_id,
+    )
 
 
 async def acknowledge(session: Session, received: MessageAck) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -112,6 +112,14 @@ class Posted:
     seq: int
     created_at: datetime
     duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A draft is safe while the database is away, and has no place in the log yet: not final (protocol.md §3)."""
+
+
+QUEUED: Final = Queued()
 
 
 class DeliveryStatus(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ from uim.log import get_logger
 MAX_WAITING: Final = 10_000
 PIPELINE_COMMANDS: Final = 500
 ANSWER_WITHIN_S: Final = 2.0
+# An append-only file is written to disk once a second.
+DURABLE_WITHIN_S: Final = 4.0
 PING_EVERY_S: Final = 1.0
 REST_S: Final = 0.5
 
@@ -32,6 +34,33 @@ _AWAY = (redis.exceptions.RedisError, OSError, EOFError, TimeoutError)
 
 class RedisAway(Exception):
     """The command was not carried out, or nobody knows whether it was."""
+
+
+class _Lane:
+    """What stands in line for one connection."""
+
+    __slots__ = ("waiting", "wake")
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Call] = deque()
+        self.wake = trio.Event()
+
+    def enter(self, calls: Sequence[_Call]) -> None:
+        self.waiting.extend(calls)
+        self.wake.set()
+
+    def take(self) -> list[_Call]:
+        """What goes into the next pipeline."""
+        self.wake = trio.Event()
+        batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), PIPELINE_COMMANDS))]
+        if self.waiting:
+            self.wake.set()
+        return batch
+
+    def fail(self, batch: Sequence[_Call], why: str) -> None:
+        for call in [*batch, *self.waiting]:
+            _settle(call, RedisAway(why))
+        self.waiting.clear()
 
 
 class _Call:
@@ -48,8 +77,9 @@ class RedisLink:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._waiting: deque[_Call] = deque()
-        self._wake = trio.Event()
+        self._usual = _Lane()
+        # Of its own: waiting for the disk takes up to a second, and all that stands behind it waits too.
+        self._durable = _Lane()
         self.is_up = False
         self.hears = False
         self._tried = trio.Event()
@@ -67,32 +97,30 @@ class RedisLink:
 
     def send(self, *command: Any) -> None:
         """Carry out a command whose reply nobody needs; dropped while Redis is away or 10,000 wait."""
-        if self.is_up and len(self._waiting) < MAX_WAITING:
-            self._waiting.append(_Call(command, waits=False))
-            self._wake.set()
+        if self.is_up and len(self._usual.waiting) < MAX_WAITING:
+            self._usual.enter([_Call(command, waits=False)])
 
     async def call(self, *command: Any) -> Any:
         """Carry out a command and give its reply. Raises RedisAway, within ANSWER_WITHIN_S + a second."""
-        if not self.is_up or len(self._waiting) >= MAX_WAITING:
-            raise RedisAway("redis is away")
-        waiting = _Call(command, waits=True)
-        self._waiting.append(waiting)
-        self._wake.set()
-        assert waiting.done is not None
-        with trio.move_on_after(ANSWER_WITHIN_S + 1.0):
-            await waiting.done.wait()
-        if isinstance(waiting.reply, Exception):
-            raise RedisAway(str(waiting.reply))
-        return waiting.reply
+        return (await self._call_in(self._usual, [command], ANSWER_WITHIN_S))[0]
 
     async def call_all(self, commands: Sequence[Command]) -> list[Any]:
         """Carry out commands as one pipeline, or what fits into one, in order; their replies. Raises RedisAway if any failed."""
-        if not self.is_up or len(self._waiting) + len(commands) > MAX_WAITING:
+        return await self._call_in(self._usual, commands, ANSWER_WITHIN_S)
+
+    async def call_durably(self, *command: Any) -> Any:
+        """Carry out a command, and give its reply once Redis has it in its append-only file on disk (WAITAOF).
+
+        Raises RedisAway, within DURABLE_WITHIN_S + a second, where that is not sure; also where there is no such file.
+        """
+        return (await self._call_in(self._durable, [command], DURABLE_WITHIN_S))[0]
+
+    async def _call_in(self, lane: _Lane, commands: Sequence[Command], within_s: float) -> list[Any]:
+        if not self.is_up or len(lane.waiting) + len(commands) > MAX_WAITING:
             raise RedisAway("redis is away")
         calls = [_Call(command, waits=True) for command in commands]
-        self._waiting.extend(calls)
-        self._wake.set()
-        with trio.move_on_after(ANSWER_WITHIN_S + 1.0):
+        lane.enter(calls)
+        with trio.move_on_after(within_s + 1.0):
             for call in calls:
                 assert call.done is not None
                 await call.done.wait()
@@ -109,6 +137,7 @@ class RedisLink:
         """Keep the link until cancelled. Started after the first try, whatever came of it: who needs Redis asks."""
         async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
             nursery.start_soon(self._pump)
+            nursery.start_soon(self._pump_durably)
             nursery.start_soon(self._listen)
             nursery.start_soon(self._note_the_end)
             with trio.move_on_after(ANSWER_WITHIN_S):
@@ -125,9 +154,9 @@ class RedisLink:
         finally:
             self._ended = True
 
-    def _client(self) -> Any:
+    def _client(self, answer_within_s: float = ANSWER_WITHIN_S) -> Any:
         return redis.asyncio.Redis.from_url(
-            self._url, socket_timeout=ANSWER_WITHIN_S, socket_connect_timeout=ANSWER_WITHIN_S, health_check_interval=0
+            self._url, socket_timeout=answer_within_s, socket_connect_timeout=ANSWER_WITHIN_S, health_check_interval=0
         )
 
     async def _pump(self) -> None:
@@ -136,11 +165,8 @@ class RedisLink:
         while True:
             with trio.move_on_after(PING_EVERY_S):
                 if self.is_up:
-                    await self._wake.wait()
-            self._wake = trio.Event()
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), PIPELINE_COMMANDS))]
-            if self._waiting:
-                self._wake.set()
+                    await self._usual.wake.wait()
+            batch = self._usual.take()
             replies = await trio_asyncio.aio_as_trio(_carry_out)(client, [call.command for call in batch] or [("PING",)])
             if isinstance(replies, Exception):
                 await self._went_away(batch, replies)
@@ -148,6 +174,23 @@ class RedisLink:
             self._came_back()
             for call, reply in zip(batch, replies, strict=False):
                 _settle(call, reply)
+
+    async def _pump_durably(self) -> None:
+        """Pipelines that end with WAITAOF: their replies count once it has given 1."""
+        client = self._client(DURABLE_WITHIN_S)
+        wait_for_disk = ("WAITAOF", 1, 0, int((DURABLE_WITHIN_S - 0.5) * 1000))
+        while True:
+            await self._durable.wake.wait()
+            batch = self._durable.take()
+            commands = [*(call.command for call in batch), wait_for_disk]
+            replies = await trio_asyncio.aio_as_trio(_carry_out)(client, commands)
+            if isinstance(replies, Exception):
+                self._durable.fail(batch, str(replies))
+            elif isinstance(replies[-1], Exception) or replies[-1][0] < 1:
+                self._durable.fail(batch, f"not on disk: {replies[-1]}")
+            else:
+                for call, reply in zip(batch, replies, strict=False):
+                    _settle(call, reply)
 
     def _came_back(self) -> None:
         if not self.is_up:
@@ -160,9 +203,7 @@ class RedisLink:
             log.warning("redis is away", error=str(why))
         self.is_up = False
         self._tried.set()
-        for call in [*batch, *self._waiting]:
-            _settle(call, RedisAway(str(why)))
-        self._waiting.clear()
+        self._usual.fail(batch, str(why))
         await trio.sleep(REST_S)
 
     async def _listen(self) -> None:

@@ -53,3 +53,26 @@ if tells then
         .. ',"version":' .. shown .. ',"chosen":' .. (ARGV[5] == '1' and 'true' or 'false') .. '}')
 end
 return {changes and 2 or tells and 1 or 0, shown, status}""")
+
+
+# Texts into the spool, all or none. An empty stream has no size, whatever was counted before.
+# KEYS: {log}:spool:messages, {log}:spool:bytes. ARGV: the most bytes, then a packed draft each. Gives the ids, false if it is full.
+SPOOL_ADD: Final = Script("""
+local size = 0
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XLEN', KEYS[1]) > 0 then
+    size = tonumber(redis.call('GET', KEYS[2]) or '0')
+end
+for i = 2, #ARGV do size = size + #ARGV[i] end
+if size > tonumber(ARGV[1]) then return false end
+local ids = {}
+for i = 2, #ARGV do ids[i - 1] = redis.call('XADD', KEYS[1], '*', 'draft', ARGV[i]) end
+redis.call('SET', KEYS[2], size)
+return ids""")
+
+# KEYS: the same. ARGV: their bytes, then the ids. Gives how many were there.
+SPOOL_REMOVE: Final = Script("""
+local there = 0
+for i = 2, #ARGV do there = there + redis.call('XDEL', KEYS[1], ARGV[i]) end
+if there > 0 then redis.call('DECRBY', KEYS[2], ARGV[1]) end
+if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[1], KEYS[2]) end
+return there""")

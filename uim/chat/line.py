@@ -1,0 +1,83 @@
+"""What stands in the writer's line: texts and verbs, each with those who wait for it.
+
+Rule: an item is answered to the end exactly once, whatever becomes of it; a text that was queued has been told so before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+import trio
+
+from uim.chat.appending import Append
+from uim.errors import UIMError
+from uim.model.message import Draft, Posted, Queued
+from uim.store.postgres import Connection
+
+T = TypeVar("T")
+
+Answer = Callable[[Posted | Queued | UIMError], None]
+# Whose text under which id of their own.
+Key = tuple[UUID, str]
+
+
+class Keeper(Protocol):
+    """The spool, as the writer knows it."""
+
+    async def keep(self, drafts: list[Draft]) -> list[str | None] | None:
+        """Copy drafts where a kill of this process does not reach them.
+
+        An id for each that is safe now, None for one that may not be kept; None for all while there is no such place.
+        """
+
+    def forget(self, spool_ids: list[str], drafts: list[Draft]) -> None:
+        """These copies have done their service."""
+
+
+class Text:
+    """A draft in line, and who waits for it. `spool_id`: its copy in the spool."""
+
+    __slots__ = ("answers", "draft", "give_up_at", "spool_id")
+
+    def __init__(self, draft: Draft, answer: Answer, give_up_at: float) -> None:
+        self.draft = draft
+        self.answers = [answer]
+        self.give_up_at = give_up_at
+        self.spool_id: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.draft.sender_id, self.draft.client_message_id
+
+    def answer(self, what: Posted | Queued | UIMError) -> None:
+        for answer in self.answers:
+            answer(what)
+
+
+class Verb(Generic[T]):
+    """A verb in line. `result` and `entries` of the first try are kept: an ambiguous commit may have been that one."""
+
+    def __init__(self, act: Callable[[Connection, Append], Awaitable[T]], key: UUID, give_up_at: float) -> None:
+        self.act = act
+        self.key = key
+        self.give_up_at = give_up_at
+        self.tried: list[T] = []
+        self.done = trio.Event()
+        self.is_running = False
+        self.result: T | None = None
+        self.failure: Exception | None = None
+
+    def succeed(self, result: T) -> None:
+        self.result = result
+        self.done.set()
+
+    def fail(self, failure: Exception) -> None:
+        if not self.done.is_set():
+            self.failure = failure
+            self.done.set()
+
+
+Line = deque[Text | Verb[Any]]
