@@ -25,6 +25,7 @@ import trio_websocket
 
 from uim import server as uim_server
 from uim.chat.passwords import Passwords
+from uim.cli.binding import admin_socket
 from uim.config import Bind, JwtKey, Settings
 from uim.errors import Cut
 
@@ -75,7 +76,7 @@ async def serving(settings: Settings) -> AsyncIterator[Server]:
     """A server on ports of its own. Leaving drains it."""
     stop = trio.Event()
     scheme = "https" if settings.tls_cert else "http"
-    with _listening_socket() as public, _listening_socket() as operations:
+    with _listening_socket() as public, _listening_socket() as operations, admin_socket(settings.admin_socket) as admin:
         async with trio.open_nursery() as nursery:
             running = await nursery.start(
                 partial(
@@ -83,6 +84,7 @@ async def serving(settings: Settings) -> AsyncIterator[Server]:
                     settings,
                     sockets=[public],
                     operations_sockets=[operations],
+                    admin_socket=admin,
                     stop=stop,
                     passwords=Passwords(cost=4),
                 )

@@ -75,14 +75,17 @@ def get(url: str) -> int:
 # --- help, wrong use, wrong settings ---
 
 
-@pytest.mark.parametrize("command", [(), ("dev",), ("serve",), ("migrate",), ("check",)])
+@pytest.mark.parametrize("command", [(), ("dev",), ("serve",), ("migrate",), ("check",), ("tasks",)])
 def test_each_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = uim(*command, "--help")
     assert done.returncode == 0
     assert "Example:\n" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("sing",), ("dev", "--port", "70000"), ("serve", "now"), ("dev", "--port", "x")])
+WRONG_USE = [("sing",), ("dev", "--port", "70000"), ("serve", "now"), ("dev", "--port", "x"), ("tasks", "--most", "-1")]
+
+
+@pytest.mark.parametrize("arguments", WRONG_USE)
 def test_wrong_use_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     done = uim(*arguments)
     assert done.returncode == 2

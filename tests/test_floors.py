@@ -28,6 +28,7 @@ FLOOR_OF = {
     "chat": CHAT,
     "api": FRONTS,
     "live": FRONTS,
+    "admin": FRONTS,
     "listener": FRONTS,
     "server": SERVER,
     "cli": ROOF,

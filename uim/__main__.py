@@ -9,10 +9,11 @@ from uim.cli.check import check
 from uim.cli.dev import dev
 from uim.cli.migrate import migrate
 from uim.cli.serve import serve
+from uim.cli.tasks import tasks
 
 
 @click.group(
-    commands=[dev, serve, migrate, check],
+    commands=[dev, serve, migrate, check, tasks],
     help="UIM, an instant-messaging server.\n\n\b\nExample:\n  uim dev\n",
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 T = TypeVar("T")
 
 LEAST_SECRET_BYTES: Final = 32
+# sun_path holds 108 bytes on Linux, 104 on macOS, with its end mark.
+MOST_SOCKET_PATH_BYTES: Final = 100
 # What systemd hands over starts here (sd_listen_fds(3)).
 FIRST_HANDED_OVER_FD: Final = 3
 
@@ -71,6 +73,15 @@ class Settings:
     log_file: Path | None
     log_format: str
     least_app_version: str | None
+    admin_socket: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """What the commands need that look at a running service from beside it."""
+
+    database_url: str = field(repr=False)
+    admin_socket: Path | None
 
 
 class SettingsError(Exception):
@@ -105,6 +116,7 @@ VARIABLES: Final = (
     "UIM_LOG_FILE",
     "UIM_LOG_FORMAT",
     "UIM_LEAST_APP_VERSION",
+    "UIM_ADMIN_SOCKET",
 )
 
 
@@ -145,6 +157,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         log_file=take("UIM_LOG_FILE", Path, None),
         log_format=take("UIM_LOG_FORMAT", _one_of("json", "console"), "json"),
         least_app_version=take("UIM_LEAST_APP_VERSION", _version, None),
+        admin_socket=take("UIM_ADMIN_SOCKET", socket_path, None),
     )
     if values.is_set("UIM_TLS_CERT") != values.is_set("UIM_TLS_KEY"):
         there, missing = ("CERT", "KEY") if values.is_set("UIM_TLS_CERT") else ("KEY", "CERT")
@@ -152,6 +165,21 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if values.faults:
         raise SettingsError(values.faults)
     return settings
+
+
+def read_operator_settings(environ: Mapping[str, str], *, needs_database: bool) -> OperatorSettings:
+    """The few of the settings that `uim verify`, `trace` and `tasks` use; the others are not looked at. Raises SettingsError."""
+    values = _Values({name: value for name, value in environ.items() if name.removesuffix("_FILE") in _OPERATORS})
+    settings = OperatorSettings(
+        database_url=values.require("UIM_DATABASE_URL", _database_url, "") if needs_database else "",
+        admin_socket=values.take("UIM_ADMIN_SOCKET", socket_path, None),
+    )
+    if values.faults:
+        raise SettingsError(values.faults)
+    return settings
+
+
+_OPERATORS: Final = ("UIM_DATABASE_URL", "UIM_ADMIN_SOCKET")
 
 
 class _Values:
@@ -273,6 +301,13 @@ def _readable_file(text: str) -> Path:
             return Path(text)
     except OSError as error:
         raise ValueError(f"cannot be read: {error}") from error
+
+
+def socket_path(text: str) -> Path:
+    """Where a unix socket may stand. Raises ValueError."""
+    if len(os.fsencode(text)) > MOST_SOCKET_PATH_BYTES:
+        raise ValueError(f"is too long for a socket: it should have {MOST_SOCKET_PATH_BYTES} bytes at most, like /run/uim/admin.sock")
+    return Path(text)
 
 
 def _origin(text: str) -> str:

@@ -6,7 +6,8 @@
     ├─ log tailer                next id in line → the connections of this process
     ├─ receipts and cursors      written behind; announcements; redelivery
     ├─ farewell                  what follows when an account is deleted
-    └─ listeners                 one port: HTTP connections and WebSocket sessions; another for operations
+    ├─ listeners                 one port: HTTP connections and WebSocket sessions; another for operations
+    └─ admin socket              where the above is asked what it does
 
 Rule: every task's parent outlives it. SIGTERM drains: no new connections, what the writer holds is answered and handed on,
 receipts are stored, every socket gets 1012, and only then is the tree cancelled.
@@ -28,6 +29,7 @@ from prometheus_client import CollectorRegistry
 from quart_trio import QuartTrio
 
 from uim import __version__, listener
+from uim.admin import desk
 from uim.admission import Admission
 from uim.api.accounts import SignInDoor, add_accounts
 from uim.api.app import new_app
@@ -78,6 +80,7 @@ def run(
     *,
     sockets: Sequence[socket.socket],
     operations_sockets: Sequence[socket.socket],
+    admin_socket: socket.socket | None = None,
     on_ready: Callable[[], None],
 ) -> None:
     """Serve on sockets that listen already, until SIGTERM or SIGINT has drained it. `on_ready` is called once it serves."""
@@ -91,7 +94,14 @@ def run(
                 nursery.start_soon(_stop_on_signal, signals, stop, starting)
                 with starting:
                     await nursery.start(
-                        partial(serve, settings, sockets=sockets, operations_sockets=operations_sockets, stop=stop)
+                        partial(
+                            serve,
+                            settings,
+                            sockets=sockets,
+                            operations_sockets=operations_sockets,
+                            admin_socket=admin_socket,
+                            stop=stop,
+                        )
                     )
                     on_ready()
 
@@ -111,6 +121,7 @@ async def serve(
     *,
     sockets: Sequence[socket.socket],
     operations_sockets: Sequence[socket.socket],
+    admin_socket: socket.socket | None = None,
     stop: trio.Event,
     passwords: Passwords | None = None,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
@@ -128,6 +139,8 @@ async def serve(
     sockets_front = WebSocketFront(house, on_signed_in=admission.signed_in, is_draining=stop.is_set)
     tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     async with trio.open_nursery() as tree:
+        if admin_socket is not None:
+            await tree.start(desk.run, admin_socket)
         for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)

@@ -199,8 +199,13 @@ class Outbox:
             self._late_intervals += late.add(receipt, more)
         self._check_late()
 
+    @property
+    def late(self) -> int:
+        """Receipts and updates that wait for room."""
+        return self._late_intervals + len(self._late_frames)
+
     def _check_late(self) -> None:
-        if self._late_intervals + len(self._late_frames) > MAX_LATE:
+        if self.late > MAX_LATE:
             self.cut(Cut.SLOW)
 
     # -- taking out -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from uim.config import Bind
@@ -80,6 +83,62 @@ def _handed_over(fd: int) -> socket.socket:
         raise BindError(f"fd://{fd} is no listening stream socket: the .socket unit needs ListenStream=")
     given.set_inheritable(False)
     return given
+
+
+@contextmanager
+def admin_socket(path: Path | None) -> Iterator[socket.socket | None]:
+    """A unix socket that listens at `path`, for its owner alone; the file is removed at the end. None without a path.
+
+    Left behind by a server that was killed, it is taken over. Raises BindError: another server answers there, or the path
+    is something else, or cannot be made.
+    """
+    if path is None:
+        yield None
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        try:
+            _make_way(path)
+            # Linux makes the file with the mode of the socket: there is no moment in which others could enter.
+            os.fchmod(made.fileno(), 0o600)
+            made.bind(str(path))
+            path.chmod(0o600)
+            made.listen(8)
+        except OSError as error:
+            raise BindError(f"the admin socket cannot be made at {path}: {os.strerror(error.errno or 0)}") from error
+        ours = path.stat()
+        try:
+            yield made
+        finally:
+            _remove(path, ours)
+
+
+def _make_way(path: Path) -> None:
+    """Remove a socket that nobody listens at any more."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise BindError(f"the admin socket cannot be made at {path}: something else is there")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
+        visitor.settimeout(1.0)
+        try:
+            visitor.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
+        else:
+            raise BindError(f"the admin socket cannot be made at {path}: another server answers there")
+
+
+def _remove(path: Path, ours: os.stat_result) -> None:
+    # A server started since may have its own there.
+    try:
+        there = path.lstat()
+        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            path.unlink()
+    except OSError:
+        return  # the folder has gone, and the socket with it
 
 
 def notify_systemd(environ: Mapping[str, str], state: str) -> None:

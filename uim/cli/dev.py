@@ -21,14 +21,15 @@ import click
 import trio
 
 from uim import server
-from uim.cli.binding import address_of, listen
+from uim.cli.binding import address_of, admin_socket, listen
 from uim.cli.check import tls_fault
 from uim.cli.demo import Demo
 from uim.cli.embedded import Servers, embedded_servers
 from uim.cli.failing import WrongSettings, log_or_exit, settings_or_exit, told
-from uim.config import Bind, JwtKey, Settings, process_environ
+from uim.config import MOST_SOCKET_PATH_BYTES, Bind, JwtKey, Settings, process_environ
 from uim.store import migrations
 
+ADMIN_SOCKET: Final = "admin.sock"
 HOST: Final = "127.0.0.1"
 OURS: Final = ("UIM_BIND", "UIM_DATABASE_URL", "UIM_REDIS_URL")
 EXAMPLE = """\b
@@ -61,7 +62,8 @@ def dev(port: int, data: Path, demo: bool) -> None:
         servers = told(lambda: stack.enter_context(embedded_servers(data)))
         # Entered last, so left first: from then on nothing interrupts the stopping of the databases.
         stack.enter_context(_uninterrupted_ending())
-        settings = _with_servers(settings, servers, data)
+        settings = _with_admin_socket(_with_servers(settings, servers, data), data)
+        admin = told(lambda: stack.enter_context(admin_socket(settings.admin_socket)))
         told(lambda: trio.run(migrations.migrate, settings.database_url))
         examples = Demo(_url(settings)) if demo else None
         if examples is not None:
@@ -70,6 +72,7 @@ def dev(port: int, data: Path, demo: bool) -> None:
             settings,
             sockets=sockets,
             operations_sockets=operations_sockets,
+            admin_socket=admin,
             on_ready=lambda: _announce(settings, data, examples),
         )
 
@@ -135,6 +138,14 @@ def _with_servers(settings: Settings, servers: Servers, data: Path) -> Settings:
     return replace(settings, database_url=servers.database_url, redis_url=servers.redis_url, jwt_keys=keys)
 
 
+def _with_admin_socket(settings: Settings, data: Path) -> Settings:
+    """In the data folder, unless one is set; a folder whose name is too long for a socket goes without."""
+    path = data / ADMIN_SOCKET
+    if settings.admin_socket is not None or len(os.fsencode(path)) > MOST_SOCKET_PATH_BYTES:
+        return settings
+    return replace(settings, admin_socket=path)
+
+
 def _kept_key(path: Path) -> JwtKey:
     """The signing key of this data folder, made at its first use, readable by its owner alone."""
     if not path.exists():
@@ -161,7 +172,7 @@ def _announce(settings: Settings, data: Path, demo: Demo | None) -> None:
     alice = f'{{"username": "alice", "email": "alice@example.com", "password": "{password}"}}'
     click.echo(f"""
 UIM is ready: {url}
-(health and metrics: http://{settings.operations_bind}, data: {data})
+(health and metrics: http://{settings.operations_bind}, data: {data}, admin socket: {settings.admin_socket or "none"})
 
 Try it from another terminal:
   {curl} {url}/api/auth/register {json} -d '{alice}'; echo

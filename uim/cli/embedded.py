@@ -24,9 +24,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from uim.cli.child import Account, EmbeddedError, Stop, run, running, stop_orphan
+from uim.config import MOST_SOCKET_PATH_BYTES
 
-# sun_path holds 108 bytes on Linux, 104 on macOS, with its end mark.
-MOST_SOCKET_PATH_BYTES: Final = 100
 SYSTEM_USER: Final = "embedded_postgres"
 DATABASE: Final = "uim"
 # "Fast shutdown": sessions are cut, nothing is lost; then "immediate": the next start recovers from the log.

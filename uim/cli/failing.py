@@ -15,7 +15,7 @@ import psycopg
 from uim import log
 from uim.cli.binding import BindError
 from uim.cli.child import EmbeddedError
-from uim.config import Settings, SettingsError, read_settings
+from uim.config import OperatorSettings, Settings, SettingsError, read_operator_settings, read_settings
 from uim.store.migrations import MigrationError
 
 T = TypeVar("T")
@@ -38,8 +38,20 @@ def settings_or_exit(environ: Mapping[str, str]) -> Settings:
     try:
         return read_settings(environ)
     except SettingsError as error:
-        faults = "".join(f"\n  {fault}" for fault in error.faults)
-        raise WrongSettings(f"the settings are wrong:{faults}") from error
+        raise _wrong(error) from error
+
+
+def operator_settings_or_exit(environ: Mapping[str, str], *, needs_database: bool) -> OperatorSettings:
+    """The same for a command that needs no more than these."""
+    try:
+        return read_operator_settings(environ, needs_database=needs_database)
+    except SettingsError as error:
+        raise _wrong(error) from error
+
+
+def _wrong(error: SettingsError) -> WrongSettings:
+    faults = "".join(f"\n  {fault}" for fault in error.faults)
+    return WrongSettings(f"the settings are wrong:{faults}")
 
 
 def log_or_exit(settings: Settings) -> None:

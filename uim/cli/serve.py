@@ -11,7 +11,7 @@ import click
 import trio
 
 from uim import server
-from uim.cli.binding import listen, notify_systemd
+from uim.cli.binding import admin_socket, listen, notify_systemd
 from uim.cli.check import tls_fault
 from uim.cli.failing import Failed, WrongSettings, log_or_exit, settings_or_exit, told
 from uim.config import Settings, process_environ
@@ -36,12 +36,14 @@ def serve() -> None:
         operations_sockets = told(lambda: listen([settings.operations_bind]))
         for opened in (*sockets, *operations_sockets):
             stack.enter_context(opened)
+        admin = told(lambda: stack.enter_context(admin_socket(settings.admin_socket)))
         if missing := told(lambda: trio.run(_missing_migrations, settings)):
             raise Failed(f"the database lacks {', '.join(missing)}: run `uim migrate` first")
         server.run(
             settings,
             sockets=sockets,
             operations_sockets=operations_sockets,
+            admin_socket=admin,
             on_ready=lambda: notify_systemd(environ, "READY=1"),
         )
 

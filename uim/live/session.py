@@ -80,6 +80,15 @@ class Session:
             catch_up=self.catch_up,
         )
 
+    @property
+    def address(self) -> str | None:
+        return self._client_info.get("ip_address")
+
+    @property
+    def sends_open(self) -> int:
+        """Sends of this connection that wait for their commit."""
+        return OPEN_SENDS - self.open_sends.value
+
     def cut(self, reason: Cut) -> None:
         """End this connection from our side; the first reason counts. Does not await."""
         if self._cut is None:
