@@ -37,6 +37,8 @@ _NAMES: Final = {
     "uim.store.redis.RedisLink._listen": "redis subscription",
     "uim.chat.bus.Bus.run": "bus",
     "uim.chat.writer.Writer.run": "log writer",
+    "uim.chat.writer.Writer._come_back": "connecting again",
+    "uim.chat.spool.Spool.run": "spool",
     "uim.chat.tailer.Tailer.run": "log tailer",
     "uim.chat.receipts.Receipts.run": "receipts and cursors",
     "uim.chat.announcements.Announcements.run": "announcements",
