@@ -108,7 +108,7 @@ class SignInDoor:
         """The caller of a request, by Bearer token or cookie; raises what chat/callers.py says."""
         headers = asking.headers
         return await caller_of(
-            self.logins,
+            self.logins.authenticate,
             authorization=_whole(headers, "Authorization"),
             cookie=headers.get("Cookie"),
             origin=_whole(headers, "Origin"),

@@ -6,11 +6,10 @@ whatever may change something needs the Origin of a page that may; a Bearer toke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from uim.chat.logins import Logins
 from uim.errors import UIMError, forbidden
 from uim.model.person import Caller
 
@@ -59,7 +58,7 @@ def _cookies(header: str) -> Iterator[tuple[str, str]]:
 
 
 async def caller_of(
-    logins: Logins,
+    authenticate: Callable[[str], Awaitable[Caller]],
     *,
     authorization: str | None,
     cookie: str | None,
@@ -67,20 +66,20 @@ async def caller_of(
     method: str,
     allowed: Callable[[str], bool],
 ) -> Caller:
-    """The caller of a request with these headers (`authorization`, `cookie` and `origin` as they came).
+    """The caller of a request with these headers (`authorization`, `cookie` and `origin` as they came), by `authenticate`.
 
     `method` decides whether a cookie needs an Origin: all but GET, HEAD, OPTIONS do. The socket, which is a GET that may
-    do everything, gives "CONNECT"; and for its ?token= an `authorization` of "Bearer …". Raises what Logins.authenticate
+    do everything, gives "CONNECT"; and for its ?token= an `authorization` of "Bearer …". Raises what `authenticate`
     does, `unauthorized` where there is no token, `forbidden` for a cookie from a wrong page.
     """
     if authorization is not None:
-        return await logins.authenticate(_bearer(authorization))
+        return await authenticate(_bearer(authorization))
     token = cookie_value(cookie, ACCESS_COOKIE)
     if token is None:
         raise UIMError("unauthorized", "sign in first")
     if method not in SAFE_METHODS:
         check_origin(origin, allowed)
-    return await logins.authenticate(token)
+    return await authenticate(token)
 
 
 def _bearer(authorization: str) -> str:

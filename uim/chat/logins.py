@@ -69,6 +69,24 @@ class Logins:
             raise _session_ended()
         return known.caller
 
+    async def trust(self, token: str) -> Caller:
+        """The same for a connection that will wait: with the database away, the caller as the token's signature says.
+
+        Such a caller has no device_id, and is let do nothing before `confirm`.
+        """
+        try:
+            return await self.authenticate(token)
+        except UIMError as refusal:
+            if refusal.code != "unavailable":
+                raise
+        claims = self._tokens.read_access(token)
+        return Caller(claims.user_id, claims.sid, "", claims.username)
+
+    async def confirm(self, login_id: UUID) -> None:
+        """Returns where the login lives. Raises `session_ended`, `unavailable`."""
+        if self._remembered(login_id) is None:
+            await self._load(login_id)
+
     def ended(self, login_ids: Iterable[UUID]) -> None:
         """These have ended, here or elsewhere: let them in no more, and tell `on_ended` of those that are news."""
         for login_id in login_ids:

@@ -221,6 +221,8 @@ class Session:
     async def _try_to_open(self, asked: int | None) -> tuple[cursors.Opened, int]:
         user_id = self.caller.user_id
         device_id = self.outbox.device_id
+        # Let in by its token alone, where the database was away.
+        await self.house.logins.confirm(self.caller.login_id)
         opened = await self.house.receipts.open_cursor(user_id=user_id, device_id=device_id, asked=asked)
         async with self.house.pool.connection() as tx:
             await self.house.blocks.learn(tx, user_id)

@@ -18,7 +18,7 @@ from trio_websocket import WebSocketRequest, wrap_server_stream
 from uim.admission import Peer
 from uim.chat.callers import caller_of
 from uim.chat.house import House
-from uim.errors import UIMError
+from uim.errors import UIMError, unavailable
 from uim.listener import ByteStream, refusal
 from uim.live import handlers
 from uim.live.hello import Hello, check_app_version, read_hello
@@ -97,13 +97,15 @@ class WebSocketFront:
         check_app_version(hello, house.settings.least_app_version)
         host = request._event.host  # trio-websocket keeps Host out of `headers`, and says it nowhere else
         caller = await caller_of(
-            house.logins,
+            house.logins.trust,
             authorization=f"Bearer {hello.token}" if hello.token is not None else _header(request, b"authorization"),
             cookie=_header(request, b"cookie"),
             origin=_header(request, b"origin"),
             method="CONNECT",
             allowed=house.origins.judge(scheme="https" if peer.tls else "http", host=host),
         )
+        if not (hello.device_id or caller.device_id):
+            raise unavailable()  # which device this is only the database knows
         if self._is_draining() or house.switchboard.connections >= house.settings.max_connections:
             raise UIMError("unavailable", "no more connections here just now", retry_after_s=5.0)
         return hello, caller

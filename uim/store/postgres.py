@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psycopg
@@ -24,11 +24,17 @@ from uim.errors import unavailable
 
 CHECK_AFTER_IDLE_S: Final = 30.0
 CANCEL_WITHIN_S: Final = 1.0
+# Once the server is known to be away: how long it may take to find out whether it is back.
+ASK_WITHIN_S: Final = 1.0
 
 DatabaseError = psycopg.Error
 DatabaseAway = psycopg.OperationalError
 # What a server or a network that goes away looks like; also a statement over its time-out.
 ConnectionLost = (psycopg.OperationalError, psycopg.InterfaceError)
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server took a statement and said nothing within the deadline; what became of it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +111,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             self.pgconn.finish()
             raise psycopg.OperationalError("connection socket closed") from lost
         self.pgconn.finish()
-        raise psycopg.OperationalError(f"no answer from the database within {self.answer_within_s} s")
+        raise NoAnswer(f"no answer from the database within {self.answer_within_s} s")
 
     async def _ask_to_cancel(self) -> None:
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
@@ -159,7 +165,8 @@ async def connect(
 class Pool:
     """At most `size` connections, lent one at a time: the last used first, waiters in order.
 
-    `connection()` and `transaction()` turn a lost connection into the refusal `unavailable`.
+    `connection()` and `transaction()` turn a lost connection into the refusal `unavailable`. Once the server could not be
+    reached, or gave no answer, everybody is refused at once but the one who finds out whether it is back.
     """
 
     def __init__(
@@ -169,11 +176,14 @@ class Pool:
         self._deadlines = deadlines
         self._slots = trio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._is_away = self._is_asking = False
         self._settings = {"statement_timeout": f"{int(statement_timeout_s * 1000)}"}
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection in autocommit: each statement is its own transaction. Raises UIMError `unavailable`."""
+        if self._is_away and self._is_asking:
+            raise unavailable()
         with trio.move_on_after(self._deadlines.acquire_s) as waited:
             await self._slots.acquire()
         if waited.cancelled_caught:
@@ -183,6 +193,8 @@ class Pool:
                 yield lent
         except ConnectionLost as lost:
             self.close_idle()
+            if isinstance(lost, NoAnswer):
+                self._is_away = True
             raise unavailable() from lost
         finally:
             self._slots.release()
@@ -214,11 +226,33 @@ class Pool:
             if trio.current_time() - connection.idle_since > CHECK_AFTER_IDLE_S:
                 try:
                     await connection.execute("select 1")
+                except NoAnswer:
+                    raise
                 except ConnectionLost:
                     connection.pgconn.finish()
                     continue
             return connection
-        return await connect(self._url, name="pool", settings=self._settings, deadlines=self._deadlines)
+        return await self._connect()
+
+    async def _connect(self) -> Connection:
+        if not self._is_away:
+            return await self._made(self._deadlines)
+        if self._is_asking:
+            raise DatabaseAway("somebody else finds out whether the database is back")
+        self._is_asking = True
+        try:
+            made = await self._made(replace(self._deadlines, connect_s=min(self._deadlines.connect_s, ASK_WITHIN_S)))
+        finally:
+            self._is_asking = False
+        self._is_away = False
+        return made
+
+    async def _made(self, deadlines: Deadlines) -> Connection:
+        try:
+            return await connect(self._url, name="pool", settings=self._settings, deadlines=deadlines)
+        except ConnectionLost:
+            self._is_away = True
+            raise
 
     def close_idle(self) -> None:
         """Close what is not lent: after an outage their other ends are gone."""
