@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from tests.faults.proxy import redis_proxy
 from tests.test_outbox import texts
 from uim.chat.outbox import Outbox
-from uim.chat.presence import Presence, Word
+from uim.chat.presence import Presence
 from uim.chat.switchboard import Switchboard
 from uim.model.presence import FRAMES_PER_TICK, REST_S, TICK_S, Choices, Waiting, seen_by_friend, seen_by_oneself
 from uim.store.postgres import Pool
+from uim.store.presence import Word
 from uim.store.redis import RedisLink
 
 WAIT_S = 10.0

@@ -149,6 +149,7 @@ async def serve(
         await tree.start(house.typing.run)
         await tree.start(house.presence.run)
         await tree.start(house.farewell.run)
+        await tree.start(house.offline.run)
         public = await tree.start(
             partial(listener.serve, _listeners(sockets), tls=tls, http=http, websocket=sockets_front, admission=admission)
         )
@@ -233,6 +234,7 @@ def _metrics(house: House, admission: Admission) -> Metrics:
     watch("uim_texts_appended", "Texts that this process has appended.", lambda: writer.appended, counts=True)
     watch("uim_appends", "Batches of texts that this process has appended.", lambda: writer.appends, counts=True)
     watch("uim_dead_letters", "Texts that no database would take; look at the log.", lambda: writer.dead_letters, counts=True)
+    watch("uim_offline_pushed", "Entries pushed to offline queues.", lambda: house.offline.pushed, counts=True)
     watch("uim_redis_up", "1 while Redis answers.", lambda: float(house.link.is_up))
     return metrics
 

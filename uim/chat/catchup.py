@@ -1,19 +1,22 @@
-"""Catching up: pages from the database from a connection's cursor, then live without a seam.
+"""Catching up: pages from a connection's cursor, then live without a seam.
 
 Connecting, reconnecting, coming back after a year, a slow reader, a resend: all are this. Rule: a page and the position it is
 complete to come from one statement; after a page that is not full, going live is one step without an await: the position has
-reached the tailer's, or the ring reaches back to it, or the next page is read (storage.md §2, models/handover.py).
+reached the tailer's, or the ring reaches back to it, or the next page is read (storage.md §2, models/handover.py). The first page
+may come from the offline queue instead; it is never the last one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 from uuid import UUID
 
 import msgspec
 import trio
 
+from uim.chat.offline import Offline
 from uim.chat.outbox import Outbox
 from uim.chat.tailer import Tailer
 from uim.errors import UIMError
@@ -46,9 +49,10 @@ class Batch:
 class CatchUp:
     """Reads pages for connections and for GET /api/sync."""
 
-    def __init__(self, pool: Pool, tailer: Tailer) -> None:
+    def __init__(self, pool: Pool, tailer: Tailer, offline: Offline) -> None:
         self._pool = pool
         self._tailer = tailer
+        self._offline = offline
 
     async def read(self, *, user_id: UUID, after: int, limit: int = PAGE_ENTRIES) -> Batch:
         """The next page above `after`. Raises UIMError `unavailable`."""
@@ -60,8 +64,21 @@ class CatchUp:
         objects = {conversation_id: msgspec.json.encode(view) for conversation_id, view in views.items()}
         return _bounded(page, objects, user_id, hidden)
 
+    async def read_queue(self, *, user_id: UUID, after: int) -> Batch | None:
+        """The page above `after` as far as the offline queue has it; None if it has none of it.
+
+        There is always more to come: only the database knows that nothing follows, and what a conversation looks like now.
+        """
+        held = await self._offline.page(user_id=user_id, after=after, limit=PAGE_ENTRIES)
+        entries = list(takewhile(lambda entry: not _makes_or_changes(entry), held))
+        if not entries:
+            return None
+        return _bounded(messages.Page(entries, entries[-1].message_id, True), {}, user_id, frozenset())
+
     async def run(self, outbox: Outbox, request_id: str | None = None) -> None:
         """Bring a connection from `outbox.sent` to live. Returns once it is live, or closed. Waits while the database is away."""
+        if outbox.is_fresh and (queued := await self.read_queue(user_id=outbox.user_id, after=outbox.sent)) is not None:
+            self._push(outbox, queued, request_id)
         while not outbox.closed:
             if not outbox.may_read_page():
                 await trio.sleep(LOOK_AGAIN_S)

@@ -49,17 +49,26 @@ class _Leaver:
 class Farewell:
     """The verb, and the room that does what follows; `run` is its task.
 
-    `on_pair_changed(conversation_id)` hears of each one-on-one whose participants look otherwise now.
+    `on_pair_changed(conversation_id)` hears of each one-on-one whose participants look otherwise now, `on_forgotten(user_id)` of
+    each account of which nothing is left.
     """
 
     def __init__(
-        self, *, pool: Pool, writer: Writer, accounts: Accounts, logins: Logins, on_pair_changed: Callable[[UUID], None]
+        self,
+        *,
+        pool: Pool,
+        writer: Writer,
+        accounts: Accounts,
+        logins: Logins,
+        on_pair_changed: Callable[[UUID], None],
+        on_forgotten: Callable[[UUID], None],
     ) -> None:
         self._pool = pool
         self._writer = writer
         self._accounts = accounts
         self._logins = logins
         self._on_pair_changed = on_pair_changed
+        self._on_forgotten = on_forgotten
         self._to_line, self._line = trio.open_memory_channel[_Leaver](MAX_WAITING)
 
     async def delete_account(self, caller: Caller, *, current_password: str, address: str) -> None:
@@ -129,6 +138,7 @@ class Farewell:
                 pass
             async with self._pool.connection() as tx:
                 await farewell.forget(tx, user_id)
+            self._on_forgotten(user_id)
         except (UIMError, DatabaseError) as error:
             log.warning("a deleted account's rest is tried again", user_id=str(user_id), error=str(error))
             return False

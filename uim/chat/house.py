@@ -25,6 +25,7 @@ from uim.chat.history import History
 from uim.chat.indexer import Indexer
 from uim.chat.logins import Logins
 from uim.chat.memberships import Memberships
+from uim.chat.offline import Offline
 from uim.chat.passwords import Passwords, Throttle
 from uim.chat.people import People
 from uim.chat.presence import Presence
@@ -62,6 +63,7 @@ class House:
     writer: Writer
     spool: Spool
     tailer: Tailer
+    offline: Offline
     catchup: CatchUp
     receipts: Receipts
     announcements: Announcements
@@ -91,6 +93,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
     process_id = uuid4()
 
     def on_appended(entries: list[Entry]) -> None:
+        offline.appended(entries)
         tailer.offer(entries)
         bus.appended(entries)
 
@@ -149,6 +152,14 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         process_id=process_id,
         grace_s=settings.presence_grace_s,
     )
+    offline = Offline(
+        link,
+        memberships,
+        is_here=switchboard.is_here,
+        holds=presence.holds,
+        seems_online=presence.seems_online,
+        epoch_base=lambda: writer.epoch.base,
+    )
     tokens = Tokens(settings.jwt_keys, time.time)
     throttle = Throttle(time.monotonic)
     logins = Logins(pool, tokens, on_ended=on_login_ended)
@@ -161,6 +172,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         on_logins_ended=on_logins_ended,
         bus_is_up=lambda: link.hears,
         on_passed=on_passed,
+        on_handed_on=offline.handed_on,
     )
     accounts = Accounts(pool=pool, writer=writer, passwords=passwords, tokens=tokens, logins=logins, throttle=throttle)
     profiles = Profiles(
@@ -198,7 +210,8 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         writer=writer,
         spool=spool,
         tailer=tailer,
-        catchup=CatchUp(pool, tailer),
+        offline=offline,
+        catchup=CatchUp(pool, tailer, offline),
         receipts=receipts,
         announcements=announcements,
         logins=logins,
@@ -215,5 +228,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         profiles=profiles,
         exports=Exports(settings.database_url),
         presence=presence,
-        farewell=Farewell(pool=pool, writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made),
+        farewell=Farewell(
+            pool=pool, writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made, on_forgotten=offline.forget
+        ),
     )

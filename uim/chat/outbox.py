@@ -270,6 +270,11 @@ class Outbox:
             self.progress_at = trio.current_time()
         return delivered
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing has been sent from its present start on: only then may the offline queue know what follows."""
+        return self.sent == self.told == self.confirmed and not self.unconfirmed
+
     def may_read_page(self) -> bool:
         """Whether catching up may go on: few pages unconfirmed, and room."""
         confirmed_enough = self.pages < MAX_UNCONFIRMED_PAGES and len(self.unconfirmed) < MAX_UNCONFIRMED_IN_PAGES

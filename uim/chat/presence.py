@@ -32,7 +32,7 @@ from uim.model.message import Entry
 from uim.model.presence import ShownPresence, State, Waiting, seen_by_oneself
 from uim.store import presence as store
 from uim.store.postgres import Pool
-from uim.store.presence import Holding, Verdict
+from uim.store.presence import Holding, Word
 from uim.store.redis import RedisAway, RedisLink
 
 REST_S: Final = 0.5
@@ -50,16 +50,6 @@ BETWEEN_EVENTS: Final = frozenset({"friend_added", "friend_removed"})
 SEEN_OFFLINE: Final = frozenset({"status_text", "show_last_seen"})
 
 log = get_logger(__name__)
-
-
-class Word(msgspec.Struct, frozen=True):
-    """One message on presence:updates. `last_seen` only where the status has changed."""
-
-    user_id: UUID
-    status: str
-    last_seen: datetime | None
-    version: int
-    chosen: bool = False
 
 
 class _Choice(IntEnum):
@@ -223,6 +213,14 @@ class Presence:
                 online |= await store.online_among(self._link, elsewhere)
         return online
 
+    def holds(self, user_id: UUID) -> bool:
+        """Whether a device of that user is connected here, or its grace is not over."""
+        return user_id in self._here
+
+    def seems_online(self, user_id: UUID) -> bool:
+        """Whether that user is connected somewhere, by what has been heard; one of whom nothing was heard is not."""
+        return user_id in self._here or self._versions.get(user_id, (0, False))[1]
+
     # -- the tasks --------------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -314,7 +312,7 @@ class Presence:
         for holding, verdict in zip(holdings, verdicts, strict=True):
             if verdict.told:
                 # The channel brings it too, or, while nobody hears, does not.
-                self._learn(_word(holding, verdict, now))
+                self._learn(store.word_of(holding, verdict, now))
             else:
                 self._correct(holding.user_id, is_online=verdict.status == "online")
             if verdict.changed and verdict.status == "offline":
@@ -394,7 +392,3 @@ class Presence:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall_clock(), UTC)
-
-
-def _word(holding: Holding, verdict: Verdict, now: datetime) -> Word:
-    return Word(holding.user_id, verdict.status, now if verdict.changed else None, verdict.version, holding.chosen)

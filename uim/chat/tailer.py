@@ -38,7 +38,8 @@ log = get_logger(__name__)
 class Tailer:
     """One a process. `position`: every entry up to here has been handed on to those who are live here.
 
-    `on_passed(entry)` hears, without awaiting, of each entry of the log, in its order, once those have it who may.
+    `on_passed(entry)` hears, without awaiting, of each entry of the log, in its order, once those have it who may;
+    `on_handed_on(batch)` of some at once, while the stays of all their conversations are known.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Tailer:
         on_logins_ended: Callable[[Iterable[UUID]], None],
         bus_is_up: Callable[[], bool],
         on_passed: Callable[[Entry], None] = lambda entry: None,
+        on_handed_on: Callable[[list[Entry]], None] = lambda batch: None,
     ) -> None:
         self._url = database_url
         self._switchboard = switchboard
@@ -61,6 +63,7 @@ class Tailer:
         self._on_logins_ended = on_logins_ended
         self._bus_is_up = bus_is_up
         self._on_passed = on_passed
+        self._on_handed_on = on_handed_on
         self._pending: dict[int, Entry] = {}
         self._wake = trio.Event()
         self._tx: Connection | None = None
@@ -132,6 +135,8 @@ class Tailer:
             self._memberships.learn(unknown, found)
         for entry in batch:
             self._pass(entry)
+        if batch:
+            self._on_handed_on(batch)
         self._memberships.shrink()
         await trio.lowlevel.checkpoint()
 

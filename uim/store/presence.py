@@ -50,6 +50,21 @@ class Verdict:
     status: Status
 
 
+class Word(msgspec.Struct, frozen=True):
+    """One message on presence:updates. `last_seen` only where the status has changed."""
+
+    user_id: UUID
+    status: str
+    last_seen: datetime | None
+    version: int
+    chosen: bool = False
+
+
+def word_of(holding: Holding, verdict: Verdict, now: datetime) -> Word:
+    """What the channel says of a verdict."""
+    return Word(holding.user_id, verdict.status, now if verdict.changed else None, verdict.version, holding.chosen)
+
+
 class _Stored(msgspec.Struct):
     status: str
 
