@@ -15,11 +15,13 @@ from tests.rooms import Rooms, rooms_on
 from tests.test_outbox import Session, drain, outbox_of
 from uim.chat.catchup import CatchUp
 from uim.chat.memberships import Memberships
+from uim.chat.offline import Offline
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import RING_ENTRIES, Tailer
 from uim.errors import Cut
 from uim.model.message import Entry
+from uim.store.redis import RedisLink
 
 
 @dataclass
@@ -57,6 +59,18 @@ class Place:
             yield outbox
 
 
+def no_queue(memberships: Memberships) -> Offline:
+    """An offline queue whose Redis is away."""
+    return Offline(
+        RedisLink("unix:///nowhere"),
+        memberships,
+        is_here=lambda user_id: False,
+        holds=lambda user_id: False,
+        seems_online=lambda user_id: False,
+        epoch_base=lambda: 1,
+    )
+
+
 @asynccontextmanager
 async def place_on(database_url: str, *, bus_is_up: bool) -> AsyncIterator[Place]:
     async with rooms_on(database_url) as rooms:
@@ -74,7 +88,7 @@ async def place_on(database_url: str, *, bus_is_up: bool) -> AsyncIterator[Place
             bus_is_up=lambda: bus_is_up,
         )
         alice, bob = await rooms.people("alice", "bob")
-        catchup = CatchUp(rooms.pool, tailer)
+        catchup = CatchUp(rooms.pool, tailer, no_queue(memberships))
         async with trio.open_nursery() as nursery:
             await nursery.start(tailer.run)
             yield Place(rooms, tailer, switchboard, memberships, catchup, alice, bob, changed, ended)

@@ -239,7 +239,12 @@ async def test_a_deletion_that_was_broken_off_is_carried_on_by_the_next_server(d
         house = server.house
         # Whose task does not run: as if the process had ended right after the first commit.
         broken_off = Farewell(
-            pool=house.pool, writer=house.writer, accounts=house.accounts, logins=house.logins, on_pair_changed=lambda _: None
+            pool=house.pool,
+            writer=house.writer,
+            accounts=house.accounts,
+            logins=house.logins,
+            on_pair_changed=lambda _: None,
+            on_forgotten=lambda _: None,
         )
         caller = Caller(UUID(alice.user_id), UUID(alice.login_id), "phone", alice.username)
         async with trio.open_nursery() as nursery:

@@ -205,7 +205,7 @@ class Offline:
 
     async def page(self, *, user_id: UUID, after: int, limit: int) -> list[Entry]:
         """What follows a cursor, as far as the queue has it without a gap: at most `limit` entries, perhaps none."""
-        if (self._newest.of(user_id) or 0) <= max(after, self._believed_above(user_id)):
+        if self._newest.bound(user_id) <= max(after, self._believed_above(user_id)):
             return []  # nothing has passed that could be in there
         try:
             held = await store.read(self._link, user_id)
