@@ -68,6 +68,7 @@ class Tailer:
         self._wake = trio.Event()
         self._tx: Connection | None = None
         self._next_poll = 0.0
+        self._is_cut_off = False
         self.position = 0
         self.ring: deque[Entry] = deque(maxlen=RING_ENTRIES)
 
@@ -199,10 +200,15 @@ class Tailer:
     async def _connected(self) -> Connection:
         if self._tx is None or self._tx.closed:
             self._tx = await connect(self._url, name="tailer", settings={"statement_timeout": "4000"})
+        if self._is_cut_off:
+            self._is_cut_off = False
+            log.info("the tailer reaches the database again")
         return self._tx
 
     async def _rest(self, lost: Exception) -> None:
-        log.warning("the tailer cannot reach the database", error=str(lost).splitlines()[0])
+        if not self._is_cut_off:
+            log.warning("the tailer cannot reach the database", error=str(lost).splitlines()[0])
+        self._is_cut_off = True
         if self._tx is not None:
             self._tx.pgconn.finish()
             self._tx = None
