@@ -255,11 +255,31 @@ async def test_a_full_spool_takes_no_more_and_says_so(scene: Scene) -> None:
         scene.proxy.refuse()
         here.say(text(scene.pair, scene.alice, "m0", "x" * 1_500))
         await here.told.until("m0", last="queued")
-        here.say(text(scene.pair, scene.alice, "m1", "x" * 1_500))
-        await here.told.until("m1", last="unavailable")
+        for client_id in ("m1", "m2"):
+            here.say(text(scene.pair, scene.alice, client_id, "x" * 300))
+        here.say(text(scene.pair, scene.alice, "m3", "x" * 1_500))
+        here.say(text(scene.pair, scene.alice, "m4"))
+        await here.told.until("m3", "m4", last="unavailable")
+        assert here.told.by_client_id["m1"] == ["queued"] and here.told.by_client_id["m2"] == ["unavailable"]
         scene.proxy.accept()
-        await here.told.until("m0", last="sent")
-        assert await scene.client_ids() == ["m0"]
+        await here.told.until("m0", "m1", last="sent")
+        assert await scene.client_ids() == ["m0", "m1"]
+        await scene.until_spooled(0)
+        scene.proxy.refuse()
+        here.say(text(scene.pair, scene.alice, "m3", "x" * 1_500))
+        await here.told.until("m3", last="queued")
+
+
+async def test_thousands_of_texts_are_queued_within_seconds_and_sent_in_order(scene: Scene) -> None:
+    said = [f"m{number}" for number in range(2_000)]
+    async with process(scene.proxy.url, scene.redis_url) as here:
+        scene.proxy.refuse()
+        for client_id in said:
+            here.say(text(scene.pair, scene.alice, client_id))
+        await here.told.until(*said, last="queued")
+        scene.proxy.accept()
+        await here.told.until(*said, last="sent")
+    assert await scene.client_ids() == said
 
 
 async def test_with_both_away_nothing_is_acknowledged_and_both_come_back(scene: Scene) -> None:

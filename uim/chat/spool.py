@@ -68,8 +68,8 @@ class Spool:
     # -- for the writer ---------------------------------------------------------------------------------------------------------
 
     async def keep(self, drafts: list[Draft]) -> list[str | None] | None:
-        """An id for each draft that is on Redis's disk now; None for one whose sender is not known here as a member, and for
-        each where the spool is full.
+        """An id for each draft that is on Redis's disk now; None for one whose sender is not known here as a member, and from
+        where on the spool is full.
 
         None for all where Redis is away or does not write to disk. Within 5 s. Cancelled, they may be kept.
         """
@@ -79,12 +79,9 @@ class Spool:
         except RedisAway as away:
             self._say(f"nothing can be queued: {away}")
             return None
-        self._say("the spool is full" if ids is None else "")
-        if ids is None:
-            return [None] * len(drafts)
-        given = iter(ids)
-        is_kept = set(map(id, kept))
-        return [next(given) if id(draft) in is_kept else None for draft in drafts]
+        self._say("the spool is full" if len(ids) < len(kept) else "")
+        given = {id(draft): spool_id for draft, spool_id in zip(kept, ids, strict=False)}
+        return [given.get(id(draft)) for draft in drafts]
 
     def _say(self, trouble: str) -> None:
         """Log what stands in the way, once until it changes."""

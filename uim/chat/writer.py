@@ -336,7 +336,8 @@ class Writer:
 
     async def _queue_up(self, spool: Keeper) -> bool:
         """Copy the head of the line into the spool, and answer "queued"; False, and all is as before, if there is no spool now."""
-        batch = [self._line.popleft() for _ in range(min(len(self._line), MAX_BATCH))]
+        # All of it, for the disk is written once a second.
+        batch = [self._line.popleft() for _ in range(len(self._line))]
         texts = [item for item in batch if isinstance(item, Text)]
         spool_ids = await spool.keep([text.draft for text in texts])
         if spool_ids is None:

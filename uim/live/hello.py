@@ -32,7 +32,7 @@ from uim.wire.queries import values_of
 
 FEATURES: Final = (
     "messages", "groups", "receipts", "sync", "friends", "blocks", "typing", "presence", "search",
-    "deletion", "profiles", "export",
+    "deletion", "profiles", "export", "queued",
 )  # fmt: skip
 
 

@@ -55,17 +55,17 @@ end
 return {changes and 2 or tells and 1 or 0, shown, status}""")
 
 
-# Texts into the spool, all or none. An empty stream has no size, whatever was counted before.
-# KEYS: {log}:spool:messages, {log}:spool:bytes. ARGV: the most bytes, then a packed draft each. Gives the ids, false if it is full.
+# Texts into the spool, from the first on as far as there is room. An empty stream has no size, whatever was counted before.
+# KEYS: {log}:spool:messages, {log}:spool:bytes. ARGV: the most bytes, then a packed draft each. Gives the ids of those kept.
 SPOOL_ADD: Final = Script("""
 local size = 0
-if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XLEN', KEYS[1]) > 0 then
-    size = tonumber(redis.call('GET', KEYS[2]) or '0')
-end
-for i = 2, #ARGV do size = size + #ARGV[i] end
-if size > tonumber(ARGV[1]) then return false end
+if redis.call('XLEN', KEYS[1]) > 0 then size = tonumber(redis.call('GET', KEYS[2]) or '0') end
 local ids = {}
-for i = 2, #ARGV do ids[i - 1] = redis.call('XADD', KEYS[1], '*', 'draft', ARGV[i]) end
+for i = 2, #ARGV do
+    if size + #ARGV[i] > tonumber(ARGV[1]) then break end
+    size = size + #ARGV[i]
+    ids[i - 1] = redis.call('XADD', KEYS[1], '*', 'draft', ARGV[i])
+end
 redis.call('SET', KEYS[2], size)
 return ids""")
 

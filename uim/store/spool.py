@@ -51,13 +51,13 @@ def packed(draft: Draft) -> bytes:
     )
 
 
-async def add(link: RedisLink, log_id: UUID, drafts: Sequence[bytes], *, max_bytes: int = MAX_BYTES) -> list[str] | None:
-    """Append packed drafts in order, on disk before this returns; their ids, or None, and nothing is kept, if it is full.
+async def add(link: RedisLink, log_id: UUID, drafts: Sequence[bytes], *, max_bytes: int = MAX_BYTES) -> list[str]:
+    """Append packed drafts in order, on disk before this returns; an id for each from the first on that there was room for.
 
     Raises RedisAway: then they may be in the stream all the same.
     """
     reply = await link.call_durably("EVAL", SPOOL_ADD.text, 2, *_keys(log_id), max_bytes, *drafts)
-    return None if reply is None else [spool_id.decode() for spool_id in reply]
+    return [spool_id.decode() for spool_id in reply]
 
 
 async def oldest(link: RedisLink, log_id: UUID, count: int) -> list[Spooled]:
