@@ -207,6 +207,14 @@ CREATE TABLE public.blocks (
     CONSTRAINT blocks_check CHECK ((user_id <> blocked_id))
 );
 
+CREATE TABLE public.bus_words (
+    process_id uuid NOT NULL,
+    number bigint NOT NULL,
+    said_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    word bytea NOT NULL
+);
+ALTER TABLE ONLY public.bus_words ALTER COLUMN word SET STORAGE EXTERNAL;
+
 CREATE TABLE public.conversation_participants (
     conversation_id uuid NOT NULL,
     user_id uuid NOT NULL,
@@ -394,6 +402,9 @@ CREATE TABLE public.users (
 ALTER TABLE ONLY public.blocks
     ADD CONSTRAINT blocks_pkey PRIMARY KEY (user_id, blocked_id);
 
+ALTER TABLE ONLY public.bus_words
+    ADD CONSTRAINT bus_words_pkey PRIMARY KEY (process_id, number);
+
 ALTER TABLE ONLY public.conversation_participants
     ADD CONSTRAINT conversation_participants_pkey PRIMARY KEY (conversation_id, user_id);
 
@@ -457,6 +468,8 @@ ALTER TABLE ONLY public.users
 CREATE INDEX blocks_blocked ON public.blocks USING btree (blocked_id);
 
 CREATE INDEX blocks_created ON public.blocks USING btree (created_at);
+
+CREATE INDEX bus_words_said ON public.bus_words USING btree (said_at);
 
 CREATE INDEX conversation_participants_user ON public.conversation_participants USING btree (user_id, conversation_id);
 

@@ -1,66 +1,46 @@
 """What processes tell each other: log batches, receipts, changed conversations, ended logins, replaced connections.
 
-One Redis channel, its name beginning with the log's id. Rule: the bus is a hint: it may lose, repeat and reorder; the log comes
-from the database anyway, ended logins and replaced connections by the tailer's query, the rest at the next reading.
+One Redis channel, its name beginning with the log's id. Rule: the bus is a hint: it may lose, delay, repeat and reorder. The
+log comes from the database anyway, ended logins and replaced connections by the tailer's query; receipts and what has changed
+are kept there for a while under numbers, and whoever misses a number (gaps.py) reads it; an indicator ends by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 import trio
 
+from uim.chat.gaps import GIVE_UP_AFTER_S, Gaps
+from uim.chat.words import DECODER, Unread, Word, packed_log, packed_receipts, unpacked_log, unpacked_receipts
+from uim.errors import UIMError
 from uim.log import get_logger
 from uim.model.message import Entry
+from uim.store import words
+from uim.store.postgres import Connection, Pool
 from uim.store.receipts import Advance
 from uim.store.redis import RedisAway, RedisLink
 
-COUNT_LISTENERS_EVERY_S: Final = 1.0
+BE_HEARD_EVERY_S: Final = 1.0
+LOOK_EVERY_S: Final = 0.25
+# Before the moment from which something may be missing: a word is dated in mid-transaction.
+LOOK_BACK_S: Final = 5.0
+FORGET_EVERY_S: Final = 15.0
+REST_S: Final = 0.5
+# In place of our own number, where nothing of ours is in doubt.
+_NONE_OF_OURS: Final = 2**62
 
 log = get_logger(__name__)
 
 
-class LogEntry(msgspec.Struct, array_like=True, frozen=True):
-    message_id: int
-    conversation_id: UUID
-    seq: int
-    sender_id: UUID
-    client_message_id: str | None
-    content: str
-    message_type: str
-    metadata: str | None
-    created_at: datetime
-    deleted: bool
+class Kept(NamedTuple):
+    """A word that a transaction has kept, to be said once that is committed."""
 
-
-class Told(msgspec.Struct, array_like=True, frozen=True):
-    """A receipt and, for a read, the reader's unread count."""
-
-    conversation_id: UUID
-    user_id: UUID
-    kind: str
-    after: int
-    up_to: int
-    at: datetime
-    senders: list[UUID]
-    unread: int
-
-
-class Word(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message on the bus; a process fills in what it has to say."""
-
-    process: UUID
-    log: list[LogEntry] = []
-    receipts: list[Told] = []
-    changed: list[UUID] = []
-    ended: list[UUID] = []
-    replaced: list[tuple[UUID, str, int]] = []
-    typing: list[tuple[UUID, UUID, bool, list[UUID]]] = []
-    profiles: list[UUID] = []
+    number: int
+    data: bytes
 
 
 class Bus:
@@ -69,6 +49,7 @@ class Bus:
     def __init__(
         self,
         link: RedisLink,
+        pool: Pool,
         *,
         log_id: UUID,
         process_id: UUID,
@@ -81,6 +62,7 @@ class Bus:
         on_profile: Callable[[UUID], None],
     ) -> None:
         self._link = link
+        self._pool = pool
         self._process_id = process_id
         self._channel = f"{log_id}:bus"
         self._on_log = on_log
@@ -90,28 +72,54 @@ class Bus:
         self._on_replaced = on_replaced
         self._on_typing = on_typing
         self._on_profile = on_profile
-        self._decoder = msgspec.msgpack.Decoder(Word)
-        self._others_hear = True
+        # How many processes hear the channel besides this one; None: nobody knows.
+        self._others: int | None = None
+        self._gaps = Gaps()
+        self._looked_at = 0.0
+        self._last_number = self._newest = 0
+        # Our own words of which nobody knows whether they were committed, and since when.
+        self._in_doubt: dict[int, float] = {}
+        self._changed: dict[UUID, None] = {}
+        self._profiles: dict[UUID, None] = {}
+        self._wake = trio.Event()
         link.subscribe(self._channel, self._heard)
+
+    @property
+    def _others_hear(self) -> bool:
+        return self._others != 0
 
     # -- saying -----------------------------------------------------------------------------------------------------------
 
     def appended(self, entries: list[Entry]) -> None:
         if entries and self._others_hear:
-            self._say(log=[_packed(entry) for entry in entries])
+            self._say(log=packed_log(entries))
 
-    def told(self, advances: list[Advance], unread: dict[tuple[UUID, UUID], int]) -> None:
-        if advances and self._others_hear:
-            self._say(
-                receipts=[
-                    Told(a.conversation_id, a.user_id, a.kind, a.after, a.up_to, a.at, a.senders,
-                         unread.get((a.conversation_id, a.user_id), 0))
-                    for a in advances
-                ]
-            )  # fmt: skip
+    async def keep_receipts(self, tx: Connection, advances: Sequence[Advance], unread: Unread) -> Kept | None:
+        """Keep what `tx` stores, in the same transaction; None if that is nothing.
+
+        After the commit `say` it. If nobody knows whether there was one, `doubt` it: then it is told here if it turns up.
+        """
+        return await self._keep(tx, receipts=packed_receipts(advances, unread)) if advances else None
+
+    def say(self, kept: Kept | None) -> None:
+        """Tell the others what is kept, and committed."""
+        if kept is not None:
+            self._newest = max(self._newest, kept.number)
+            if self._others_hear:
+                self._link.send("PUBLISH", self._channel, kept.data)
+
+    def doubt(self, kept: Kept | None) -> None:
+        if kept is not None:
+            self._newest = max(self._newest, kept.number)
+            self._in_doubt[kept.number] = trio.current_time()
 
     def changed(self, conversation_id: UUID) -> None:
-        self._say(changed=[conversation_id])
+        self._changed[conversation_id] = None
+        self._wake.set()
+
+    def profile_changed(self, user_id: UUID) -> None:
+        self._profiles[user_id] = None
+        self._wake.set()
 
     def ended(self, login_id: UUID) -> None:
         self._say(ended=[login_id])
@@ -124,27 +132,34 @@ class Bus:
         if self._others_hear:
             self._say(typing=[(conversation_id, user_id, is_typing, members)])
 
-    def profile_changed(self, user_id: UUID) -> None:
-        self._say(profiles=[user_id])
-
     def _say(self, **said: Any) -> None:
-        self._link.send("PUBLISH", self._channel, msgspec.msgpack.encode(Word(self._process_id, **said)))
+        word = Word(self._process_id, newest=self._newest, **said)
+        self._link.send("PUBLISH", self._channel, msgspec.msgpack.encode(word))
+
+    async def _keep(self, tx: Connection, **said: Any) -> Kept:
+        self._last_number += 1
+        number = self._last_number
+        data = msgspec.msgpack.encode(Word(self._process_id, number=number, newest=number, **said))
+        await words.keep(tx, process_id=self._process_id, number=number, word=data)
+        return Kept(number, data)
 
     # -- hearing ----------------------------------------------------------------------------------------------------------
 
     def _heard(self, data: bytes) -> None:
-        try:
-            word = self._decoder.decode(data)
-        except msgspec.MsgspecError as odd:
-            log.warning("a word on the bus that this release does not know", error=str(odd))
+        word = _decoded(data)
+        if word is None or word.process == self._process_id:
             return
-        if word.process == self._process_id:
-            return
+        now = trio.current_time()
+        if word.newest is not None:
+            self._gaps.heard(word.process, word.newest, now)
+        if word.number == 0 or self._gaps.take(word.process, word.number, now):
+            self._take(word)
+
+    def _take(self, word: Word) -> None:
         if word.log:
-            self._on_log([_unpacked(entry) for entry in word.log])
+            self._on_log(unpacked_log(word.log))
         if word.receipts:
-            advances = [Advance(t.conversation_id, t.user_id, t.kind, t.after, t.up_to, t.at, t.senders) for t in word.receipts]
-            self._on_receipts(advances, {(t.conversation_id, t.user_id): t.unread for t in word.receipts if t.kind == "read"})
+            self._on_receipts(*unpacked_receipts(word.receipts))
         for conversation_id in word.changed:
             self._on_changed(conversation_id)
         if word.ended:
@@ -156,25 +171,120 @@ class Bus:
         for user_id in word.profiles:
             self._on_profile(user_id)
 
-    # -- the task ---------------------------------------------------------------------------------------------------------
+    # -- the tasks --------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Know whether anybody else listens: a lone process does not publish its log batches."""
-        task_status.started()
+        """Say and look until cancelled. Started once it is known what has been said before."""
+        await self._begin()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._be_heard)
+            nursery.start_soon(self._say_changes)
+            nursery.start_soon(self._look)
+            nursery.start_soon(self._forget)
+            task_status.started()
+
+    async def _begin(self) -> None:
+        while True:
+            try:
+                async with self._pool.connection() as tx:
+                    self._gaps.begin(await words.newest(tx))
+            except UIMError as refused:
+                await _rest(refused)
+            else:
+                self._looked_at = trio.current_time()
+                return
+
+    async def _be_heard(self) -> None:
+        """Tell the others that we are here and how much we have said, and learn how many they are.
+
+        A lone process does not publish its log batches.
+        """
         while True:
             try:
                 reply = await self._link.call("PUBSUB", "NUMSUB", self._channel)
-                self._others_hear = int(reply[1]) > 1
+                self._others = max(int(reply[1]) - 1, 0)
             except RedisAway:
-                self._others_hear = True
-            await trio.sleep(COUNT_LISTENERS_EVERY_S)
+                self._others = None
+            if self._others_hear:
+                self._say()
+            await trio.sleep(BE_HEARD_EVERY_S)
+
+    async def _say_changes(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            changed, self._changed = self._changed, {}
+            profiles, self._profiles = self._profiles, {}
+            try:
+                async with self._pool.connection() as tx:
+                    kept = await self._keep(tx, changed=list(changed), profiles=list(profiles))
+            except UIMError as refused:
+                # Whoever hears of it would ask the database: it can wait until that is back.
+                self._changed, self._profiles = changed | self._changed, profiles | self._profiles
+                self._wake.set()
+                await _rest(refused)
+            else:
+                self.say(kept)
+
+    async def _look(self) -> None:
+        """Read what the bus has lost, as long as it may have lost something."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            now = trio.current_time()
+            if self._link.hears and not self._in_doubt and not self._gaps.are_there(now, others=self._others or 0):
+                self._looked_at = now
+                continue
+            try:
+                await self._read()
+            except UIMError as refused:
+                await _rest(refused)
+            else:
+                self._looked_at = now
+                self._gaps.give_up(now)
+                self._in_doubt = {number: at for number, at in self._in_doubt.items() if now - at < GIVE_UP_AFTER_S}
+
+    async def _read(self) -> None:
+        within_s = min(trio.current_time() - self._looked_at + LOOK_BACK_S, words.KEPT_S)
+        behind = None
+        while True:
+            ours = min(self._in_doubt, default=_NONE_OF_OURS) - 1
+            up_to = {**self._gaps.up_to(), self._process_id: ours}
+            async with self._pool.connection() as tx:
+                found = await words.above(tx, up_to, within_s=within_s, behind=behind)
+            for read in found:
+                self._take_up(read)
+            if len(found) < words.READ_AT_ONCE:
+                return
+            behind = found[-1]
+
+    def _take_up(self, read: words.Read) -> None:
+        """Take a word from the database, unless it has come meanwhile."""
+        if read.process_id == self._process_id:
+            is_new = self._in_doubt.pop(read.number, None) is not None
+        else:
+            is_new = self._gaps.take(read.process_id, read.number, trio.current_time())
+        if is_new and (word := _decoded(read.word)) is not None:
+            self._take(word)
+
+    async def _forget(self) -> None:
+        while True:
+            await trio.sleep(FORGET_EVERY_S)
+            try:
+                async with self._pool.connection() as tx:
+                    await words.forget(tx)
+            except UIMError as refused:
+                await _rest(refused)
 
 
-def _packed(entry: Entry) -> LogEntry:
-    return LogEntry(entry.message_id, entry.conversation_id, entry.seq, entry.sender_id, entry.client_message_id,
-                    entry.content, entry.message_type, entry.metadata, entry.created_at, entry.deleted)  # fmt: skip
+def _decoded(data: bytes) -> Word | None:
+    try:
+        return DECODER.decode(data)
+    except msgspec.MsgspecError as odd:
+        log.warning("a word on the bus that this release does not know", error=str(odd))
+        return None
 
 
-def _unpacked(said: LogEntry) -> Entry:
-    return Entry(said.message_id, said.conversation_id, said.seq, said.sender_id, said.client_message_id,
-                 said.content, said.message_type, said.metadata, said.created_at, said.deleted)  # fmt: skip
+async def _rest(refused: UIMError) -> None:
+    if refused.code != "unavailable":
+        raise refused
+    await trio.sleep(REST_S)

@@ -30,7 +30,7 @@ from uim.chat.passwords import Passwords, Throttle
 from uim.chat.people import People
 from uim.chat.presence import Presence
 from uim.chat.profiles import Profiles
-from uim.chat.receipts import Receipts, Unread
+from uim.chat.receipts import Receipts
 from uim.chat.search import Search
 from uim.chat.sessions import Sessions
 from uim.chat.spool import Spool
@@ -38,6 +38,7 @@ from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.chat.tokens import Tokens
 from uim.chat.typing import Typing
+from uim.chat.words import Unread
 from uim.chat.writer import Writer
 from uim.config import Settings
 from uim.model.message import Draft, Entry
@@ -111,8 +112,17 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
     def on_profile_changed(user_id: UUID) -> None:
         bus.profile_changed(user_id)
 
-    def on_told(advances: list[Advance], unread: Unread) -> None:
-        bus.told(advances, unread)
+    def on_log(entries: list[Entry]) -> None:
+        tailer.offer(entries)
+
+    def on_receipts(advances: list[Advance], unread: Unread) -> None:
+        receipts.tell(advances, unread)
+
+    def on_typing_elsewhere(conversation_id: UUID, user_id: UUID, is_typing: bool, members: list[UUID]) -> None:
+        typing.heard(conversation_id, user_id, is_typing, members)
+
+    def on_profile_changed_elsewhere(user_id: UUID) -> None:
+        profiles.changed(user_id)
 
     def on_parted(one: UUID, other: UUID) -> None:
         typing.part(one, other)
@@ -132,7 +142,20 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         return membership is not None and membership.is_member(draft.sender_id)
 
     announcements = Announcements(pool, switchboard, memberships)
-    receipts = Receipts(pool, switchboard, on_told)
+    bus = Bus(
+        link,
+        pool,
+        log_id=log_id,
+        process_id=process_id,
+        on_log=on_log,
+        on_receipts=on_receipts,
+        on_changed=announcements.changed,
+        on_ended=on_logins_ended,
+        on_replaced=switchboard.cut_older,
+        on_typing=on_typing_elsewhere,
+        on_profile=on_profile_changed_elsewhere,
+    )
+    receipts = Receipts(pool, switchboard, bus)
     spool = Spool(
         link,
         log_id=log_id,
@@ -182,20 +205,8 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         switchboard=switchboard,
         on_changed=on_profile_changed,
         on_chosen=presence.chosen,
-        online_among=presence.online_among,
+        online_among=presence.online_soon,
         settle_reads=receipts.settled,
-    )
-    bus = Bus(
-        link,
-        log_id=log_id,
-        process_id=process_id,
-        on_log=tailer.offer,
-        on_receipts=receipts.tell,
-        on_changed=announcements.changed,
-        on_ended=on_logins_ended,
-        on_replaced=switchboard.cut_older,
-        on_typing=typing.heard,
-        on_profile=profiles.changed,
     )
     return House(
         settings=settings,

@@ -204,7 +204,7 @@ class Onlookers:
         while by_viewer:
             viewer_id, others = by_viewer.popitem()
             try:
-                states = await self.states_for(viewer_id, others)
+                states = await self.states_for(viewer_id, others, self._online_among)
             except UIMError:
                 by_viewer[viewer_id] = others
                 self._pairs.update({(viewer, other): None for viewer, waiting in by_viewer.items() for other in waiting})
@@ -212,14 +212,19 @@ class Onlookers:
             for state in states:
                 self._put(viewer_id, state.user_id, msgspec.json.encode(state))
 
-    async def states_for(self, viewer_id: UUID, user_ids: Collection[UUID]) -> list[State]:
+    async def states_for(
+        self,
+        viewer_id: UUID,
+        user_ids: Collection[UUID],
+        online_among: Callable[[Sequence[UUID]], Awaitable[set[UUID]]],
+    ) -> list[State]:
         """What a viewer may know of each of these users, who are not the viewer. Raises UIMError `unavailable`."""
         if not user_ids:
             return []
         async with self._pool.connection() as tx:
             friends = await store.friends_among(tx, viewer_id, user_ids)
             choices = await store.choices_of(tx, friends)
-        online = await self._online_among(list(choices))
+        online = await online_among(list(choices))
         return [
             seen_by_friend(user_id, choices[user_id], is_online=user_id in online) if user_id in choices else stranger(user_id)
             for user_id in user_ids

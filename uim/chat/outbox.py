@@ -42,7 +42,7 @@ class _Late:
         """Keep it. Returns by how many intervals this has grown."""
         self.more = more
         last = self.receipts[-1] if self.receipts else None
-        if last is not None and receipt["after"] <= last["message_id"]:
+        if last is not None and last["after"] <= receipt["after"] <= last["message_id"]:
             last.update(message_id=max(last["message_id"], receipt["message_id"]), at=receipt["at"])
             return 0
         self.receipts.append(dict(receipt))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -19,13 +19,13 @@ from itertools import islice
 from typing import Final
 from uuid import UUID
 
-import msgspec
 import trio
 
 from uim.chat.leases import EVERY_S, LEASE_S, Leases
 from uim.chat.onlookers import Change, Onlookers
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
+from uim.chat.updates import Updates, Word
 from uim.errors import UIMError, not_found
 from uim.log import get_logger
 from uim.model.message import Entry
@@ -36,6 +36,8 @@ from uim.store.presence import Holding, Word
 from uim.store.redis import RedisAway, RedisLink
 
 REST_S: Final = 0.5
+# Who asks over HTTP waits no longer for a Redis that hangs.
+ANSWER_WITHIN_S: Final = 0.25
 USERS_AT_ONCE: Final = 100
 # Everything held is said again within as many turns of the lease: 30 s of the keys' 90.
 TURNS_PER_ROUND: Final = 6
@@ -94,9 +96,8 @@ class Presence:
         self._grace_s = grace_s
         self._every_s = every_s
         self._wall_clock = wall_clock
-        self._onlookers = Onlookers(pool, switchboard, self.online_among, Waiting())
+        self._onlookers = Onlookers(pool, switchboard, self._online_among, Waiting())
         self._leases = Leases(link, log_id=log_id, process_id=process_id, let_go=self._let_go, lease_s=lease_s)
-        self._decoder = msgspec.json.Decoder(Word)
         self._here: dict[UUID, dict[str, _Device]] = {}
         # Connections that came, and whether their snapshot has been asked for.
         self._connections: dict[Outbox, bool] = {}
@@ -110,7 +111,7 @@ class Presence:
         self._seen = trio.Event()
         self._closing = False
         self._turn = 0
-        link.subscribe(self._channel, self._heard, on_begun=self._onlookers.afresh_all)
+        self._updates = Updates(link, self._channel, on_word=self._learn, on_afresh=self._onlookers.afresh_all)
 
     # -- connections of this process --------------------------------------------------------------------------------------------
 
@@ -183,7 +184,7 @@ class Presence:
 
     async def of(self, viewer_id: UUID, user_ids: Sequence[UUID]) -> Mapping[UUID, ShownPresence]:
         """What a viewer is shown of each of these other users. Raises UIMError `unavailable`."""
-        states = await self._onlookers.states_for(viewer_id, user_ids)
+        states = await self._onlookers.states_for(viewer_id, user_ids, self.online_soon)
         return {state.user_id: state.shown() for state in states}
 
     async def one(self, viewer_id: UUID, user_id: UUID) -> ShownPresence:
@@ -201,16 +202,25 @@ class Presence:
             choices = (await store.choices_of(tx, [user_id])).get(user_id)
         if choices is None:
             raise UIMError("session_ended", "this account is no more")
-        return seen_by_oneself(user_id, choices, is_online=user_id in await self.online_among([user_id]))
+        return seen_by_oneself(user_id, choices, is_online=user_id in await self.online_soon([user_id]))
 
-    async def online_among(self, user_ids: Sequence[UUID]) -> set[UUID]:
-        """Those who are online, invisible or not. While Redis is away: those connected here."""
+    async def online_soon(self, user_ids: Sequence[UUID]) -> set[UUID]:
+        """Those who are online, invisible or not, for somebody who waits: what Redis does not say at once is not known."""
+        online = {user_id for user_id in user_ids if user_id in self._here}
+        with trio.move_on_after(ANSWER_WITHIN_S):
+            online = await self._online_among(user_ids)
+        return online
+
+    async def _online_among(self, user_ids: Sequence[UUID]) -> set[UUID]:
+        """The same for what is told to devices, which is to be mended if it was not true."""
         online = {user_id for user_id in user_ids if user_id in self._here}
         elsewhere = [user_id for user_id in user_ids if user_id not in online]
         if elsewhere:
-            # Without Redis unknown is offline; when it is back, everybody is told afresh.
-            with suppress(RedisAway):
+            try:
                 online |= await store.online_among(self._link, elsewhere)
+            except RedisAway:
+                # Unknown is offline.
+                self._updates.told_in_the_dark()
         return online
 
     def holds(self, user_id: UUID) -> bool:
@@ -227,6 +237,7 @@ class Presence:
         """Hold, say and tell until cancelled; cancelled, nothing is taken back: what is held runs out."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._onlookers.run)
+            nursery.start_soon(self._updates.run)
             nursery.start_soon(self._write_last_seen)
             nursery.start_soon(self._keep_lease)
             nursery.start_soon(self._say_on)
@@ -334,14 +345,6 @@ class Presence:
             self._note_seen(user_id, seen_at)
 
     # -- hearing ----------------------------------------------------------------------------------------------------------------
-
-    def _heard(self, data: bytes) -> None:
-        try:
-            word = self._decoder.decode(data)
-        except msgspec.MsgspecError as odd:
-            log.warning("a word about presence that this release does not know", error=str(odd))
-            return
-        self._learn(word)
 
     def _learn(self, word: Word) -> None:
         """Take a status unless something as new or newer is known."""

@@ -6,14 +6,16 @@ What a kill loses (at most what was gathered since the last batch) comes again b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
 from typing import Final
 from uuid import UUID
 
 import trio
 
+from uim.chat.bus import Bus, Kept
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
+from uim.chat.words import Unread
 from uim.errors import Cut, UIMError, not_found
 from uim.log import get_logger
 from uim.model.ids import rfc3339
@@ -27,19 +29,24 @@ FLUSH_WITHIN_S: Final = 5.0
 
 log = get_logger(__name__)
 
-# (conversation, user) → that user's unread texts there
-Unread = dict[tuple[UUID, UUID], int]
+# Of how many (conversation, user) it is known what their devices here were last told; of more, an older one may come last.
+MAX_READS: Final = 10_000
+
+Marks = dict[tuple[UUID, UUID], tuple[int, int]]
+Moves = dict[tuple[UUID, str], cursors.Move]
 
 
 class Receipts:
-    """One a process. `on_told(advances, unread)` hears what was stored, for the bus."""
+    """One a process. What is stored is told here and, by the bus, at the other processes."""
 
-    def __init__(self, pool: Pool, switchboard: Switchboard, on_told: Callable[[list[Advance], Unread], None]) -> None:
+    def __init__(self, pool: Pool, switchboard: Switchboard, bus: Bus) -> None:
         self._pool = pool
         self._switchboard = switchboard
-        self._on_told = on_told
-        self._marks: dict[tuple[UUID, UUID], tuple[int, int]] = {}
-        self._moves: dict[tuple[UUID, str], cursors.Move] = {}
+        self._bus = bus
+        self._marks: Marks = {}
+        self._moves: Moves = {}
+        # Up to where a reader's own devices here were last told that it has read.
+        self._own_reads: OrderedDict[tuple[UUID, UUID], int] = OrderedDict()
         self._wake = trio.Event()
         # Set when the batch that is being gathered is stored; those of batches that failed wait with it.
         self._stored = trio.Event()
@@ -104,28 +111,49 @@ class Receipts:
         stored, self._stored = self._stored, trio.Event()
         self._wake = trio.Event()
         try:
-            async with self._pool.connection() as tx:
-                advances = await receipts.advance(tx, marks)
-                unread = await self._unread(tx, advances)
-                replaced = await cursors.move(tx, list(moves.values())) if moves else set()
+            await self._store(marks)
         except BaseException:
-            self._keep(marks, moves, stored)
+            self._keep(marks, moves)
+            self._failed.append(stored)
             raise
         stored.set()
         while self._failed:
             self._failed.pop().set()
+        try:
+            replaced = await self._move(moves)
+        except BaseException:
+            self._keep({}, moves)
+            raise
         for device in replaced:
             self._cut_replaced(*device, moves[device].connection_no)
-        self.tell(advances, unread)
-        self._on_told(advances, unread)
 
-    def _keep(
-        self, marks: dict[tuple[UUID, UUID], tuple[int, int]], moves: dict[tuple[UUID, str], cursors.Move], stored: trio.Event
-    ) -> None:
+    async def _store(self, marks: Marks) -> None:
+        """Store and tell. The others' word is kept in the same transaction, so that what is stored is told."""
+        if not marks:
+            return
+        kept: Kept | None = None
+        try:
+            async with self._pool.transaction() as tx:
+                advances = await receipts.advance(tx, marks)
+                unread = await self._unread(tx, advances)
+                kept = await self._bus.keep_receipts(tx, advances, unread)
+        except BaseException:
+            self._bus.doubt(kept)
+            raise
+        self.tell(advances, unread)
+        self._bus.say(kept)
+
+    async def _move(self, moves: Moves) -> set[tuple[UUID, str]]:
+        # Not in the transaction before it: a connect holds the cursor's row while it waits for the participants'.
+        if not moves:
+            return set()
+        async with self._pool.connection() as tx:
+            return await cursors.move(tx, list(moves.values()))
+
+    def _keep(self, marks: Marks, moves: Moves) -> None:
         for (conversation_id, user_id), (delivered, read) in marks.items():
             self._mark(conversation_id, user_id, delivered=delivered, read=read)
         self._moves = {**moves, **self._moves}
-        self._failed.append(stored)
         self._wake.set()
 
     def _cut_replaced(self, user_id: UUID, device_id: str, connection_no: int) -> None:
@@ -140,7 +168,7 @@ class Receipts:
         for a in advances:
             if a.kind == "read":
                 read.setdefault(a.user_id, []).append(a.conversation_id)
-        found: Unread = {}
+        found: dict[tuple[UUID, UUID], int] = {}
         for user_id, conversation_ids in read.items():
             for conversation_id, left in (
                 await conversations.unread(tx, user_id=user_id, conversation_ids=conversation_ids)
@@ -156,13 +184,24 @@ class Receipts:
             for sender_id in a.senders:
                 if self._switchboard.is_here(sender_id):
                     to_senders.setdefault((sender_id, a.conversation_id, a.kind), []).append(receipt)
-            if a.kind == "read":
+            if a.kind == "read" and self._switchboard.is_here(a.user_id) and self._is_newest_read(a):
                 for outbox in self._switchboard.of_user(a.user_id):
                     left = unread.get((a.conversation_id, a.user_id), 0)
                     outbox.receipts(a.conversation_id, "read", [receipt], unread_count=left)
         for (sender_id, conversation_id, kind), gathered in to_senders.items():
             for outbox in self._switchboard.of_user(sender_id):
                 outbox.receipts(conversation_id, kind, gathered)
+
+    def _is_newest_read(self, a: Advance) -> bool:
+        """An older one, that has come late by the bus, would bring back an older count."""
+        key = (a.conversation_id, a.user_id)
+        if a.up_to < self._own_reads.get(key, 0):
+            return False
+        self._own_reads[key] = a.up_to
+        self._own_reads.move_to_end(key)
+        if len(self._own_reads) > MAX_READS:
+            self._own_reads.popitem(last=False)
+        return True
 
     # -- at a connect -----------------------------------------------------------------------------------------------------
 
@@ -173,14 +212,20 @@ class Receipts:
         UIMError `unavailable`. Cancelled, it may have happened.
         """
         advances: list[Advance] = []
-        async with self._pool.transaction() as tx:
-            opened = await cursors.open_cursor(tx, user_id=user_id, device_id=device_id, asked=asked)
-            if opened.at > opened.was:
-                reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
-                marks = {(conversation_id, user_id): (message_id, 0) for conversation_id, message_id in reached.items()}
-                advances = await receipts.advance(tx, marks)
+        kept: Kept | None = None
+        try:
+            async with self._pool.transaction() as tx:
+                opened = await cursors.open_cursor(tx, user_id=user_id, device_id=device_id, asked=asked)
+                if opened.at > opened.was:
+                    reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
+                    marks = {(conversation_id, user_id): (message_id, 0) for conversation_id, message_id in reached.items()}
+                    advances = await receipts.advance(tx, marks)
+                    kept = await self._bus.keep_receipts(tx, advances, {})
+        except BaseException:
+            self._bus.doubt(kept)
+            raise
         self.tell(advances, {})
-        self._on_told(advances, {})
+        self._bus.say(kept)
         return opened
 
     # -- over HTTP --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from uim.store.scripts import HOLD_DEVICES
 LIFE_S: Final = 90
 # A process's own set outlives its lease for long enough that somebody will have let go of what is in it.
 HELD_LIFE_S: Final = 3_600
+# Whoever has missed more words than these is told everything afresh.
+LATEST_WORDS: Final = 1_000
 _MGET_KEYS: Final = 1_000
 _FIRST: Final = UUID(int=0)
 
@@ -79,6 +81,17 @@ def _keys(user_id: UUID) -> tuple[str, str]:
     return f"presence:user:{user_id}", f"presence:devices:{{presence:user:{user_id}}}"
 
 
+async def words_told(link: RedisLink, channel: str) -> int:
+    """How many words have ever been told on the channel; fewer than before where Redis has lost its memory. Raises RedisAway."""
+    return int(await link.call("GET", f"{channel}:told") or 0)
+
+
+async def latest_words(link: RedisLink, channel: str) -> list[bytes]:
+    """The latest LATEST_WORDS words, the oldest first. Raises RedisAway."""
+    latest: list[bytes] = await link.call("LRANGE", f"{channel}:latest", 0, -1)
+    return latest
+
+
 async def hold(
     link: RedisLink, *, channel: str, process_id: UUID, now: datetime, holdings: Sequence[Holding]
 ) -> list[Verdict]:
@@ -103,8 +116,9 @@ async def hold(
 
 def _hold_command(channel: str, process_id: UUID, now: datetime, holding: Holding) -> Command:
     return (
-        "EVALSHA", HOLD_DEVICES.name, 2, *_keys(holding.user_id),
-        channel, str(holding.user_id), str(process_id), rfc3339(now), "1" if holding.chosen else "0", LIFE_S, *holding.devices,
+        "EVALSHA", HOLD_DEVICES.name, 4, *_keys(holding.user_id), f"{channel}:told", f"{channel}:latest",
+        channel, str(holding.user_id), str(process_id), rfc3339(now), "1" if holding.chosen else "0", LIFE_S, LATEST_WORDS,
+        *holding.devices,
     )  # fmt: skip
 
 

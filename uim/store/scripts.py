@@ -1,6 +1,6 @@
 """Lua for Redis: what must be judged and changed there in one step.
 
-Rule: a script touches keys of one slot only, and may be repeated: it is told how things are, not what has happened.
+Rule: a script may be repeated: it is told how things are, not what has happened.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ class Script:
 
 # One process says which devices of a user it holds. A field for each (device, process), so that a device which has moved to
 # another process is there until the last of the two has let go. Versions grow even where the hash was lost: by Redis's clock.
-# KEYS: presence:user:…, presence:devices:…
-# ARGV: channel, user, process, now, whether to tell anyway ('1'), life in s, devices …
+# What is told is numbered, and the latest are kept for those whom a word does not reach.
+# KEYS: presence:user:…, presence:devices:…, how many were told, the latest of these
+# ARGV: channel, user, process, now, whether to tell anyway ('1'), life in s, how many to keep, devices …
 # Gives {2 for a change that was told, 1 for told anyway, 0, version, status}.
 HOLD_DEVICES: Final = Script("""
 local held, process, holds = redis.call('HGETALL', KEYS[2]), ARGV[3], {}
-for i = 7, #ARGV do holds[ARGV[i] .. ':' .. process] = true end
+for i = 8, #ARGV do holds[ARGV[i] .. ':' .. process] = true end
 local was, version, others = 'offline', 0, 0
 for i = 1, #held, 2 do
     local name, value = held[i], held[i + 1]
@@ -48,9 +49,13 @@ if status == 'online' or changes then
     redis.call('SET', KEYS[1], '{"status":"' .. status .. '","last_seen":"' .. ARGV[4] .. '"}', 'EX', ARGV[6])
 end
 if tells then
-    redis.call('PUBLISH', ARGV[1], '{"user_id":"' .. ARGV[2] .. '","status":"' .. status
+    local word = '{"user_id":"' .. ARGV[2] .. '","status":"' .. status
         .. '","last_seen":' .. (changes and '"' .. ARGV[4] .. '"' or 'null')
-        .. ',"version":' .. shown .. ',"chosen":' .. (ARGV[5] == '1' and 'true' or 'false') .. '}')
+        .. ',"version":' .. shown .. ',"chosen":' .. (ARGV[5] == '1' and 'true' or 'false')
+        .. ',"number":' .. redis.call('INCR', KEYS[3]) .. '}'
+    redis.call('RPUSH', KEYS[4], word)
+    redis.call('LTRIM', KEYS[4], -ARGV[7], -1)
+    redis.call('PUBLISH', ARGV[1], word)
 end
 return {changes and 2 or tells and 1 or 0, shown, status}""")
 
