@@ -1,4 +1,4 @@
-"""What processes tell each other over Redis, and what they do with words that make no sense."""
+"""What processes tell each other over Redis, words that are lost on the way, and words that make no sense."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import redis
 import structlog.testing
 import trio
 
+from tests.faults.lossy_bus import PERFECT, Fates, lossy_bus
 from uim.chat.bus import Bus
 from uim.model.message import Entry
+from uim.store import words
 from uim.store.postgres import Pool
 from uim.store.receipts import Advance
 from uim.store.redis import RedisLink
@@ -63,8 +65,12 @@ class Process:
 
 
 @asynccontextmanager
-async def processes(database_url: str, redis_url: str, *log_ids: UUID) -> AsyncIterator[list[Process]]:
-    made = [Process(RedisLink(redis_url), Pool(database_url, 2), log_id) for log_id in log_ids]
+async def processes(
+    database_url: str, redis_url: str, *log_ids: UUID, last_at: str | None = None
+) -> AsyncIterator[list[Process]]:
+    """`last_at`: where the last of them finds Redis, if not there."""
+    urls = [redis_url] * (len(log_ids) - 1) + [last_at or redis_url]
+    made = [Process(RedisLink(url), Pool(database_url, 2), log_id) for url, log_id in zip(urls, log_ids, strict=True)]
     async with trio.open_nursery() as nursery:
         for process in made:
             await nursery.start(process.link.run)
@@ -152,6 +158,101 @@ async def test_a_lone_process_keeps_its_log_batches_to_itself_until_another_come
                     assert message is not None
                     batches += msgspec.msgpack.decode(message["data"]).get("log", [])  # others only tell that it is there
                 assert [said[0] for said in batches] == [2]
+
+
+# -- what the bus loses ------------------------------------------------------------------------------------------------
+
+
+def an_advance(up_to: int = 5) -> Advance:
+    return Advance(uuid4(), uuid4(), "delivered", up_to - 1, up_to, AT, [uuid4()])
+
+
+async def test_what_the_bus_lost_is_read_from_the_database_and_taken_once(database_url: str, redis_url: str) -> None:
+    log_id = uuid4()
+    async with (
+        lossy_bus(redis_url, seed=1, fates=PERFECT) as line,
+        processes(database_url, redis_url, log_id, log_id, last_at=line.url) as (one, two),
+    ):
+        await until(lambda: two.bus._gaps.up_to().keys() == {one.process_id})
+        line.fates = Fates(lost=1.0)
+        lost, changed, profile = an_advance(), uuid4(), uuid4()
+        await one.tell([lost], {})
+        one.bus.changed(changed)
+        one.bus.profile_changed(profile)
+        await until(lambda: line.lost >= 2)
+        assert two.receipts == [] and two.rest == []
+        line.fates = Fates(repeated=1.0)
+        heard = an_advance()
+        await one.tell([heard], {})
+        await until(lambda: len(two.receipts) == 2 and set(two.rest) == {changed, profile})
+        await until(lambda: not two.bus._gaps.are_there(trio.current_time(), others=1))
+        assert sorted(str(advances) for advances, _ in two.receipts) == sorted(map(str, ([lost], [heard])))
+        assert len(two.rest) == 2
+
+
+async def test_a_process_that_is_deaf_or_without_redis_learns_all_of_it_from_the_database(
+    database_url: str, redis_url: str
+) -> None:
+    log_id = uuid4()
+    async with lossy_bus(redis_url, seed=1, fates=Fates(lost=1.0)) as deaf:
+        for url in (deaf.url, "redis://127.0.0.1:1/0"):
+            one, two = (Process(RedisLink(at), Pool(database_url, 2), log_id) for at in (redis_url, url))
+            async with trio.open_nursery() as nursery:
+                for process in (one, two):
+                    await nursery.start(process.link.run)
+                    await nursery.start(process.bus.run)
+                said = [an_advance(number) for number in range(1, 6)]
+                for advance in said:
+                    await one.tell([advance], {})
+                await until(lambda two=two: len(two.receipts) == 5)  # type: ignore[misc]  # bound for this round
+                assert [advances for advances, _ in two.receipts] == [[advance] for advance in said]
+                nursery.cancel_scope.cancel()
+
+
+async def test_nobody_asks_the_database_while_the_bus_is_whole(database_url: str, redis_url: str) -> None:
+    log_id = uuid4()
+    async with processes(database_url, redis_url, log_id, log_id) as (one, two):
+        await until(lambda: len(one.bus._gaps.up_to()) == len(two.bus._gaps.up_to()) == 1)
+
+        async def unexpected() -> None:
+            raise AssertionError("nothing is missing")
+
+        for process in (one, two):
+            process.bus._read = unexpected  # type: ignore[method-assign]  # what must not be called
+        for number in range(20):
+            await one.tell([an_advance(number)], {})
+            await trio.sleep(0.05)
+        assert len(two.receipts) == 20
+
+
+async def test_receipts_whose_commit_was_not_heard_are_told_if_there_was_one(database_url: str, redis_url: str) -> None:
+    log_id = uuid4()
+    async with processes(database_url, redis_url, log_id, log_id) as (one, two):
+        stored, not_stored = an_advance(), an_advance()
+        async with one.pool.transaction() as tx:
+            committed = await one.bus.keep_receipts(tx, [stored], {})
+        with trio.CancelScope() as scope:
+            async with one.pool.transaction() as tx:
+                rolled_back = await one.bus.keep_receipts(tx, [not_stored], {})
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        one.bus.doubt(committed)
+        one.bus.doubt(rolled_back)
+        for process in (one, two):
+            await until(lambda process=process: bool(process.receipts))  # type: ignore[misc]  # bound for this round
+            assert process.receipts == [([stored], {})]
+
+
+async def test_words_are_forgotten_once_nobody_can_want_them(database_url: str, redis_url: str) -> None:
+    async with processes(database_url, redis_url, uuid4()) as (one,):
+        await one.tell([an_advance()], {})
+        await one.tell([an_advance()], {})
+        async with one.pool.connection() as tx:
+            await tx.execute("update bus_words set said_at = said_at - interval '2 minutes' where number = 1")
+            await words.forget(tx)
+            assert await words.newest(tx) == {one.process_id: 2}
+            cursor = await tx.execute("select number from bus_words")
+            assert [row[0] for row in await cursor.fetchall()] == [2]
 
 
 SOMEBODY = "3d0a3e5a-6a52-4f0c-9b65-0d3c1a2f7b11"

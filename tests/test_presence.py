@@ -21,7 +21,6 @@ from tests.test_outbox import texts
 from uim.chat.outbox import Outbox
 from uim.chat.presence import Presence
 from uim.chat.switchboard import Switchboard
-from uim.chat.updates import Word
 from uim.model.presence import FRAMES_PER_TICK, REST_S, TICK_S, Choices, Waiting, seen_by_friend, seen_by_oneself
 from uim.store.postgres import Pool
 from uim.store.presence import Word

@@ -25,7 +25,7 @@ from uim.chat.leases import EVERY_S, LEASE_S, Leases
 from uim.chat.onlookers import Change, Onlookers
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
-from uim.chat.updates import Updates, Word
+from uim.chat.updates import Updates
 from uim.errors import UIMError, not_found
 from uim.log import get_logger
 from uim.model.message import Entry

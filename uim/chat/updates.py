@@ -7,9 +7,7 @@ read there; where it cannot be, and after any time in which nobody here could he
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 import msgspec
 import trio
@@ -17,6 +15,7 @@ import trio
 from uim.chat.gaps import Line
 from uim.log import get_logger
 from uim.store import presence as store
+from uim.store.presence import Word
 from uim.store.redis import RedisAway, RedisLink
 
 LOOK_EVERY_S: Final = 1.0
@@ -24,17 +23,6 @@ LOOK_EVERY_S: Final = 1.0
 PATIENCE_S: Final = 0.5
 
 log = get_logger(__name__)
-
-
-class Word(msgspec.Struct, frozen=True):
-    """One message on presence:updates. `last_seen` only where the status has changed; `number` 0 from an older release."""
-
-    user_id: UUID
-    status: str
-    last_seen: datetime | None
-    version: int
-    chosen: bool = False
-    number: int = 0
 
 
 class Updates:

@@ -53,13 +53,14 @@ class Verdict:
 
 
 class Word(msgspec.Struct, frozen=True):
-    """One message on presence:updates. `last_seen` only where the status has changed."""
+    """One message on presence:updates. `last_seen` only where the status has changed; `number` 0 from an older release."""
 
     user_id: UUID
     status: str
     last_seen: datetime | None
     version: int
     chosen: bool = False
+    number: int = 0
 
 
 def word_of(holding: Holding, verdict: Verdict, now: datetime) -> Word:
