@@ -18,6 +18,16 @@ class Torn(Exception):
     """The server closed the connection, or said what no client expects."""
 
 
+class Closed(Torn):
+    """The server's closing frame, with the payloads of the text frames that came right before it."""
+
+    def __init__(self, code: int, reason: str, last_words: list[bytes]) -> None:
+        super().__init__(f"closed {code}: {reason}")
+        self.code = code
+        self.reason = reason
+        self.last_words = last_words
+
+
 def masked_text(payload: bytes) -> bytes:
     """One text frame of a client."""
     size = len(payload)
@@ -31,7 +41,7 @@ def masked_text(payload: bytes) -> bytes:
 
 
 def split(data: bytes) -> tuple[list[bytes], bytes]:
-    """The payloads of the whole text frames in `data`, and the rest that waits for more. Raises Torn on a closing frame."""
+    """The payloads of the whole text frames in `data`, and the rest that waits for more. Raises Closed on a closing frame."""
     payloads: list[bytes] = []
     at, end = 0, len(data)
     while end - at >= 2:
@@ -44,13 +54,10 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
             break
         if data[at] == TEXT:
             payloads.append(data[start : start + size])
+        elif data[at] == CLOSE:
+            payload = data[start : start + size]
+            raise Closed(int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace"), payloads)
         elif data[at] != PONG:
-            raise Torn(_told(data[at], data[start : start + size]))
+            raise Torn(f"a frame that begins with {data[at]:#x}")
         at = start + size
     return payloads, data[at:]
-
-
-def _told(first: int, payload: bytes) -> str:
-    if first == CLOSE:
-        return f"closed {int.from_bytes(payload[:2], 'big')}: {payload[2:].decode(errors='replace')}"
-    return f"a frame that begins with {first:#x}"

@@ -15,6 +15,7 @@ receipts are stored, every socket gets 1012, and only then is the tree cancelled
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -52,6 +53,7 @@ from uim.chat.house import House, build_house
 from uim.chat.passwords import Passwords
 from uim.config import Settings
 from uim.errors import Cut
+from uim.live.arrivals import Arrivals, at_once
 from uim.live.upgrade import WebSocketFront
 from uim.log import get_logger
 from uim.metrics import Metrics
@@ -132,11 +134,14 @@ async def serve(
     """
     house = build_house(settings, log_id=await _log_id(settings.database_url), passwords=passwords or Passwords())
     admission = Admission(trusted_proxies=settings.trusted_proxies)
-    metrics = _metrics(house, admission)
+    arrivals = Arrivals(
+        at_once=at_once(settings.database_pool), per_user=settings.devices_per_user, randomness=random.Random()
+    )
+    metrics = _metrics(house, admission, arrivals, stop)
     checkup = Checkup(postgresql=house.pool.probe, redis=house.link.probe, disk=Path.cwd())
     http = HttpFront(_public_app(house, admission, metrics, checkup, stop))
     operations_http = HttpFront(operations_app(checkup, metrics, is_draining=stop.is_set))
-    sockets_front = WebSocketFront(house, on_signed_in=admission.signed_in, is_draining=stop.is_set)
+    sockets_front = WebSocketFront(house, arrivals=arrivals, on_signed_in=admission.signed_in, is_draining=stop.is_set)
     tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     async with trio.open_nursery() as tree:
         if admin_socket is not None:
@@ -222,11 +227,14 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
     return app
 
 
-def _metrics(house: House, admission: Admission) -> Metrics:
+def _metrics(house: House, admission: Admission, arrivals: Arrivals, stop: trio.Event) -> Metrics:
     metrics = Metrics(CollectorRegistry())
     writer, watch = house.writer, metrics.watch
     watch("uim_connections_not_signed_in", "Connections that have not signed in.", lambda: admission.strangers)
     watch("uim_sessions", "WebSocket connections signed in.", lambda: house.switchboard.connections)
+    watch("uim_sessions_in_line", "WebSocket connections that wait for their turn to open.", lambda: arrivals.waiting)
+    watch("uim_sessions_sent_away", "WebSocket connections told to come back.", lambda: arrivals.sent_away, counts=True)
+    watch("uim_draining", "1 once the server has been told to stop.", lambda: float(stop.is_set()))
     watch("uim_log_position", "The entry up to which this process has delivered.", lambda: house.tailer.position)
     watch("uim_writer_waiting", "Entries that wait for the writer.", lambda: writer.waiting)
     watch("uim_writer_queued", "Texts answered queued, while the database is away.", lambda: writer.queued)

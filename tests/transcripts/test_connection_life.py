@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import signal
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +33,7 @@ from uim.admission import Admission
 from uim.cli.binding import address_of, listen
 from uim.config import Bind
 from uim.errors import Cut
+from uim.live.arrivals import Arrivals
 from uim.live.session import SILENCE_S
 from uim.live.upgrade import WebSocketFront
 
@@ -128,29 +132,104 @@ async def test_over_the_processs_bound_the_upgrade_is_503(database_url: str, red
         phone = await alice.connect("phone")
         await alice.connect("laptop")
         status, problem = await refused(alice, "tablet")
-        assert (status, problem["code"], problem["retry_after"]) == (503, "unavailable", 5.0)
+        assert (status, problem["code"]) == (503, "unavailable") and 1 <= problem["retry_after"] <= 5
+        assert told_ms(await closed_at_once(server.url, alice)) in range(1_000, 5_001)
         await phone.leave()
         await until(lambda: server.house.switchboard.connections == 1)
         await alice.connect("tablet")
+
+
+async def closed_at_once(url: str, person: Person) -> str:
+    """What a browser's page is told: its socket opens, and is closed with 1013; gives the reason."""
+    headers = [*person.bearer.items(), ("Origin", url)]
+    async with trio_websocket.open_websocket_url(f"{url.replace('http', 'ws', 1)}/ws?device_id=tab", extra_headers=headers) as tab:
+        with pytest.raises(trio_websocket.ConnectionClosed) as closed, trio.fail_after(10):
+            await tab.get_message()
+    assert closed.value.reason.code == 1013
+    return str(closed.value.reason.reason)
+
+
+def told_ms(reason: str) -> int:
+    name, _, value = reason.partition("=")
+    assert name == "retry_after_ms"
+    return int(value)
+
+
+@asynccontextmanager
+async def front_of(server: Server, arrivals: Arrivals, is_draining: Callable[[], bool] = lambda: False) -> AsyncIterator[str]:
+    """Another way into the same house, with an admission of its own; its URL."""
+    front = WebSocketFront(server.house, arrivals=arrivals, on_signed_in=lambda address, port: None, is_draining=is_draining)
+    sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        serve = partial(listener.serve, sockets, tls=None, http=front, websocket=front, admission=Admission())
+        running: listener.Listener = await nursery.start(serve)
+        yield f"http://127.0.0.1:{running.addresses[0][1]}"
+        nursery.cancel_scope.cancel()
+
+
+def way_in(**changed: Any) -> Arrivals:
+    return Arrivals(**{"at_once": 1, "per_user": 20, "randomness": random.Random(1), **changed})
+
+
+async def test_who_finds_no_turn_in_time_is_told_when_to_come_back(server: Server) -> None:
+    alice = await server.register("alice")
+    arrivals = way_in(wait_s=0.05)
+    async with front_of(server, arrivals) as url:
+        there = replace(server, url=url)
+        with await arrivals.turn(UUID(alice.user_id)):
+            with pytest.raises(trio_websocket.ConnectionRejected) as rejected:
+                await alice.connect("phone", to=there)
+            problem = msgspec.json.decode(rejected.value.body or b"")
+            assert (rejected.value.status_code, problem["code"]) == (503, "unavailable") and 1 <= problem["retry_after"] <= 5
+            assert told_ms(await closed_at_once(url, alice)) in range(1_000, 5_001)
+        assert server.house.switchboard.connections == 0
+        await alice.connect("phone", to=there)
+        assert arrivals.sent_away == 2
+
+
+async def test_who_waits_in_line_is_let_in_when_the_one_before_is_ready(server: Server) -> None:
+    alice = await server.register("alice")
+    arrivals = way_in()
+    async with front_of(server, arrivals) as url, trio.open_nursery() as nursery:
+        there = replace(server, url=url)
+        async with server.house.pool.transaction() as tx:
+            await tx.execute("lock table device_cursors")
+            nursery.start_soon(partial(alice.connect, "phone", to=there))
+            nursery.start_soon(partial(alice.connect, "laptop", to=there))
+            await until(lambda: arrivals.waiting == 1 and server.house.switchboard.connections == 1)
+    assert arrivals.waiting == arrivals.sent_away == 0
+
+
+async def test_who_hangs_up_in_line_leaves_nothing_behind(server: Server) -> None:
+    alice = await server.register("alice")
+    arrivals = way_in()
+    async with front_of(server, arrivals) as url:
+        with await arrivals.turn(UUID(alice.user_id)):
+            async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
+                bearer = f"Authorization: {alice.bearer['Authorization']}"
+                asked = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + "A" * 22 + "=="
+                await stream.send_all(f"GET /ws HTTP/1.1\r\nHost: x\r\n{asked}\r\n{bearer}\r\n\r\n".encode())
+                await until(lambda: arrivals.waiting == 1)
+        await alice.connect("phone", to=replace(server, url=url))
+        await until(lambda: server.house.switchboard.connections == 1)
 
 
 async def test_a_login_that_ends_between_its_check_and_its_registration_is_cut(server: Server) -> None:
     """The socket was accepted for a living login; the news of its end found nobody registered yet."""
     alice = await server.register("alice")
 
-    def end_login(address: str, port: int) -> None:
-        server.house.logins.ended([UUID(alice.login_id)])
+    asked = itertools.count(1)
 
-    front = WebSocketFront(server.house, on_signed_in=end_login, is_draining=lambda: False)
-    sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        serve = partial(listener.serve, sockets, tls=None, http=front, websocket=front, admission=Admission())
-        running: listener.Listener = await nursery.start(serve)
+    def end_login() -> bool:
+        if next(asked) == 2:  # the last question before the socket is opened
+            server.house.logins.ended([UUID(alice.login_id)])
+        return False
+
+    async with front_of(server, way_in(), is_draining=end_login) as url, trio.open_nursery() as nursery:
         device = Device(alice, True)
-        url = f"ws://127.0.0.1:{running.addresses[0][1]}/ws"
-        await nursery.start(device.run, url, [(b"Authorization", alice.bearer["Authorization"].encode())])
+        headers = [(b"Authorization", alice.bearer["Authorization"].encode())]
+        await nursery.start(device.run, f"{url.replace('http', 'ws', 1)}/ws", headers)
         await device.closing(Cut.LOGIN_ENDED)
-        nursery.cancel_scope.cancel()
 
 
 class _AfterEveryStep(trio.abc.Instrument):

@@ -66,20 +66,28 @@ async def caller_of(
     method: str,
     allowed: Callable[[str], bool],
 ) -> Caller:
-    """The caller of a request with these headers (`authorization`, `cookie` and `origin` as they came), by `authenticate`.
+    """The caller of a request with these headers, by `authenticate`. Raises what that and `token_of` do."""
+    token = token_of(authorization=authorization, cookie=cookie, origin=origin, method=method, allowed=allowed)
+    return await authenticate(token)
+
+
+def token_of(
+    *, authorization: str | None, cookie: str | None, origin: str | None, method: str, allowed: Callable[[str], bool]
+) -> str:
+    """The access token of a request with these headers (`authorization`, `cookie` and `origin` as they came), not yet read.
 
     `method` decides whether a cookie needs an Origin: all but GET, HEAD, OPTIONS do. The socket, which is a GET that may
-    do everything, gives "CONNECT"; and for its ?token= an `authorization` of "Bearer …". Raises what `authenticate`
-    does, `unauthorized` where there is no token, `forbidden` for a cookie from a wrong page.
+    do everything, gives "CONNECT"; and for its ?token= an `authorization` of "Bearer …". Raises UIMError `unauthorized` where
+    there is no token, `forbidden` for a cookie from a wrong page.
     """
     if authorization is not None:
-        return await authenticate(_bearer(authorization))
+        return _bearer(authorization)
     token = cookie_value(cookie, ACCESS_COOKIE)
     if token is None:
         raise UIMError("unauthorized", "sign in first")
     if method not in SAFE_METHODS:
         check_origin(origin, allowed)
-    return await authenticate(token)
+    return token
 
 
 def _bearer(authorization: str) -> str:

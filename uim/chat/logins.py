@@ -55,12 +55,19 @@ class Logins:
         self._ended: OrderedDict[UUID, None] = OrderedDict()
 
     async def authenticate(self, token: str) -> Caller:
-        """The caller with this access token.
+        """The caller with this access token. Raises what `claims` and `caller` do."""
+        return await self.caller(self.claims(token))
 
-        Raises UIMError `unauthorized` or `token_expired` by the token alone; `session_ended` if its login or account is no
-        more; `unavailable` for a login that this process has not seen while the database is away.
+    def claims(self, token: str) -> AccessClaims:
+        """What a token says that we have signed; its login may have ended since. Raises UIMError `unauthorized`, `token_expired`."""
+        return self._tokens.read_access(token)
+
+    async def caller(self, claims: AccessClaims) -> Caller:
+        """Whose claims these are.
+
+        Raises UIMError `session_ended` if their login or account is no more; `unavailable` for a login that this process has
+        not seen while the database is away.
         """
-        claims = self._tokens.read_access(token)
         known = self._remembered(claims.sid) or await self._load(claims.sid)
         if claims.gen > known.used_generation:
             await self._mark_used(known, claims)
@@ -69,17 +76,16 @@ class Logins:
             raise _session_ended()
         return known.caller
 
-    async def trust(self, token: str) -> Caller:
+    async def trust(self, claims: AccessClaims) -> Caller:
         """The same for a connection that will wait: with the database away, the caller as the token's signature says.
 
         Such a caller has no device_id, and is let do nothing before `confirm`.
         """
         try:
-            return await self.authenticate(token)
+            return await self.caller(claims)
         except UIMError as refusal:
             if refusal.code != "unavailable":
                 raise
-        claims = self._tokens.read_access(token)
         return Caller(claims.user_id, claims.sid, "", claims.username)
 
     async def confirm(self, login_id: UUID) -> None:

@@ -7,7 +7,6 @@ boundary, and a shielded, bounded goodbye.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 from uuid import UUID
@@ -19,6 +18,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from uim.chat.house import House
 from uim.chat.outbox import Outbox
 from uim.errors import Cut, UIMError
+from uim.live.arrivals import Arrivals, OverCapacity, Turn
 from uim.live.hello import Hello, session_ready
 from uim.live.sockets import FrameStream
 from uim.log import get_logger
@@ -35,10 +35,11 @@ MALFORMED_ALLOWED: Final = 2
 MALFORMED_WITHIN_S: Final = 60.0
 DATABASE_REST_S: Final = 0.5
 MAX_BEHIND: Final = 10_000
-# A restart's clients come back spread over this.
-RETURN_WITHIN_S: Final = 5.0
 
 log = get_logger(__name__)
+
+# From the position that the client asks for to its cursor, and how many entries are to come.
+Opening = Callable[[int | None], Awaitable[tuple[cursors.Opened, int]]]
 
 
 class Session:
@@ -54,10 +55,14 @@ class Session:
         hello: Hello,
         client_info: dict[str, str | None],
         session_id: UUID,
+        arrivals: Arrivals,
+        turn: Turn,
         handle: Callable[[Session, ClientFrame], Awaitable[None]],
     ) -> None:
         self.house = house
         self._client_info = client_info
+        self._arrivals = arrivals
+        self._turn: Turn | None = turn
         self._handle = handle
         self.caller = caller
         self.hello = hello
@@ -117,6 +122,7 @@ class Session:
                 log.exception("a connection failed")
                 self.cut(Cut.BUG)
             finally:
+                self._end_turn()
                 self.outbox.closed = True
                 self.outbox.gone.set()
                 if not self.outbox.unconfirmed and self.outbox.connection_no and self._cut is not Cut.REPLACED:
@@ -194,14 +200,14 @@ class Session:
             with trio.move_on_after(GOODBYE_S):
                 await self.outbox.older.gone.wait()
             self.outbox.older = None
-        opened, behind = await self._open(self.hello.last_sync_id)
+        opened, behind = await self._open(self._try_in_turn, self.hello.last_sync_id)
         self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
         self.outbox.is_ready = True
         self.house.sessions.came(self.outbox, self._client_info)
         self.house.presence.came(self.outbox)
         self.catch_up()
 
-    async def _open(self, asked: int | None) -> tuple[cursors.Opened, int]:
+    async def _open(self, try_to_open: Opening, asked: int | None) -> tuple[cursors.Opened, int]:
         """Raise this device's connection_no and set its cursor; what that skips counts as delivered.
 
         Waits while the database is away, and nothing is read from the client then: silence ends that.
@@ -210,13 +216,29 @@ class Session:
         self.outbox.connection_no = 0
         while True:
             try:
-                return await self._try_to_open(asked)
+                return await try_to_open(asked)
+            except OverCapacity:
+                self.cut(Cut.OVER_CAPACITY)
             except UIMError as refused:
                 if refused.code == "session_ended":
                     self.cut(Cut.LOGIN_ENDED)
                 elif refused.code != "unavailable":
                     raise
-                await trio.sleep(DATABASE_REST_S)
+            await trio.sleep(DATABASE_REST_S)
+
+    async def _try_in_turn(self, asked: int | None) -> tuple[cursors.Opened, int]:
+        """The first try is in the turn that let this connection in; another stands in line again."""
+        if self._turn is None:
+            self._turn = await self._arrivals.turn(self.caller.user_id)
+        try:
+            return await self._try_to_open(asked)
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
+            self._turn = None
 
     async def _try_to_open(self, asked: int | None) -> tuple[cursors.Opened, int]:
         user_id = self.caller.user_id
@@ -237,7 +259,7 @@ class Session:
         if self._catching_up is not None:
             self._catching_up.cancel()
         self.outbox.live = False
-        await self._open(last_sync_id)
+        await self._open(self._try_to_open, last_sync_id)
         self._sync_request = request_id
         self.catch_up()
 
@@ -295,6 +317,4 @@ class Session:
         self._stream.hang_up()
 
     def _words(self, reason: Cut) -> str:
-        if reason in (Cut.RESTART, Cut.OVER_CAPACITY):
-            return f"retry_after_ms={int(random.uniform(0.2, 1.0) * RETURN_WITHIN_S * 1000)}"
-        return reason.reason
+        return self._arrivals.words() if reason in (Cut.RESTART, Cut.OVER_CAPACITY) else reason.reason

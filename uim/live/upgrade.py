@@ -1,34 +1,40 @@
 """From a stream that asked for /ws to a session: sign-in, the query, capacity, then the WebSocket.
 
-Rule: whoever is not let in is told so before the upgrade, by an HTTP status and problem+json; ?token= is never logged.
+Rule: whoever is not let in is told so before the upgrade, by an HTTP status and problem+json; ?token= is never logged. Who is
+signed in and finds no room is told when to come back in a way that is seen: a browser shows its page no status of an upgrade
+that failed, so it is let in to read a close code.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
 from typing import Final
 from uuid import uuid4
 
 import msgspec
 import trio
-from trio_websocket import WebSocketRequest, wrap_server_stream
+from trio_websocket import ConnectionClosed, WebSocketRequest, wrap_server_stream
 
 from uim.admission import Peer
-from uim.chat.callers import caller_of
+from uim.chat.callers import token_of
 from uim.chat.house import House
-from uim.errors import UIMError, unavailable
+from uim.chat.tokens import AccessClaims
+from uim.errors import Cut, UIMError, unavailable
 from uim.listener import ByteStream, refusal
 from uim.live import handlers
+from uim.live.arrivals import WAIT_S, Arrivals, OverCapacity
 from uim.live.hello import Hello, check_app_version, read_hello
 from uim.live.session import Session
 from uim.live.sockets import FrameStream
 from uim.log import get_logger
-from uim.model.person import Caller
 from uim.wire.frames import MAX_FRAME_IN_BYTES
 
-UPGRADE_WITHIN_S: Final = 10.0
+# From the whole head on. After the wait in line, the database has ten seconds to say who it is.
+UPGRADE_WITHIN_S: Final = WAIT_S + 10.0
+GOODBYE_S: Final = 3.0
 SUBPROTOCOL: Final = "uim.v1"
 RECEIVE_BYTES: Final = 16 * 1024
 
@@ -40,8 +46,11 @@ log = get_logger(__name__)
 class WebSocketFront:
     """The WebSocket front: called with (stream, peer), it serves that connection to its end."""
 
-    def __init__(self, house: House, *, on_signed_in: Callable[[str, int], None], is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, house: House, *, arrivals: Arrivals, on_signed_in: Callable[[str, int], None], is_draining: Callable[[], bool]
+    ) -> None:
         self._house = house
+        self._arrivals = arrivals
         self._on_signed_in = on_signed_in
         self._is_draining = is_draining
 
@@ -54,12 +63,15 @@ class WebSocketFront:
         framed = FrameStream(stream)
         async with trio.open_nursery() as nursery:
             session = None
-            with trio.move_on_after(UPGRADE_WITHIN_S):
+            # Who hangs up meanwhile is told nothing.
+            with trio.move_on_after(UPGRADE_WITHIN_S), suppress(ConnectionClosed):
                 request = await wrap_server_stream(
                     nursery, framed, message_queue_size=1, max_message_size=MAX_FRAME_IN_BYTES, receive_buffer_size=RECEIVE_BYTES
                 )
                 session = await self._admit(request, framed, peer)
             if session is not None:
+                if self._is_draining():
+                    session.cut(Cut.RESTART)  # the walk of the drain may have been over before
                 await session.run()
             else:
                 await framed.aclose()
@@ -68,13 +80,44 @@ class WebSocketFront:
     async def _admit(self, request: WebSocketRequest, framed: FrameStream, peer: Peer) -> Session | None:
         """The session, its socket open; or None, the refusal told."""
         try:
-            hello, caller = await self._checked(request, peer)
+            hello, claims = self._introduced(request, peer)
+            # A token that we have signed is proof enough to wait in line: else all who come back at once would be strangers.
+            self._on_signed_in(peer.address, peer.port)
+            return await self._in_turn(request, framed, peer, hello, claims)
         except UIMError as refusal:
             await _refuse(request, refusal)
-            return None
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.proposed_subprotocols else None
-        ws = await request.accept(subprotocol=subprotocol)
-        self._on_signed_in(peer.address, peer.port)
+        except OverCapacity:
+            await self._send_away(request)
+        return None
+
+    def _introduced(self, request: WebSocketRequest, peer: Peer) -> tuple[Hello, AccessClaims]:
+        """What can be said of a newcomer without the database."""
+        house = self._house
+        hello = read_hello(request.path.partition("?")[2])
+        check_app_version(hello, house.settings.least_app_version)
+        host = request._event.host  # trio-websocket keeps Host out of `headers`, and says it nowhere else
+        token = token_of(
+            authorization=f"Bearer {hello.token}" if hello.token is not None else _header(request, b"authorization"),
+            cookie=_header(request, b"cookie"),
+            origin=_header(request, b"origin"),
+            method="CONNECT",
+            allowed=house.origins.judge(scheme="https" if peer.tls else "http", host=host),
+        )
+        return hello, house.logins.claims(token)
+
+    async def _in_turn(
+        self, request: WebSocketRequest, framed: FrameStream, peer: Peer, hello: Hello, claims: AccessClaims
+    ) -> Session:
+        """A session that has its turn to open. Raises OverCapacity, and UIMError if the login has ended."""
+        self._check_room()
+        with ExitStack() as unless_let_in:
+            turn = unless_let_in.enter_context(await self._arrivals.turn(claims.user_id))
+            caller = await self._house.logins.trust(claims)
+            if not (hello.device_id or caller.device_id):
+                raise unavailable()  # which device this is only the database knows
+            self._check_room()
+            ws = await request.accept(subprotocol=_subprotocol(request))
+            unless_let_in.pop_all()
         return Session(
             self._house,
             ws,
@@ -88,27 +131,24 @@ class WebSocketFront:
                 "user_agent": _header(request, b"user-agent"),
             },
             session_id=uuid4(),
+            arrivals=self._arrivals,
+            turn=turn,
             handle=handlers.handle,
         )
 
-    async def _checked(self, request: WebSocketRequest, peer: Peer) -> tuple[Hello, Caller]:
-        house = self._house
-        hello = read_hello(request.path.partition("?")[2])
-        check_app_version(hello, house.settings.least_app_version)
-        host = request._event.host  # trio-websocket keeps Host out of `headers`, and says it nowhere else
-        caller = await caller_of(
-            house.logins.trust,
-            authorization=f"Bearer {hello.token}" if hello.token is not None else _header(request, b"authorization"),
-            cookie=_header(request, b"cookie"),
-            origin=_header(request, b"origin"),
-            method="CONNECT",
-            allowed=house.origins.judge(scheme="https" if peer.tls else "http", host=host),
-        )
-        if not (hello.device_id or caller.device_id):
-            raise unavailable()  # which device this is only the database knows
-        if self._is_draining() or house.switchboard.connections >= house.settings.max_connections:
-            raise UIMError("unavailable", "no more connections here just now", retry_after_s=5.0)
-        return hello, caller
+    def _check_room(self) -> None:
+        if self._is_draining() or self._house.switchboard.connections >= self._house.settings.max_connections:
+            raise OverCapacity
+
+    async def _send_away(self, request: WebSocketRequest) -> None:
+        if _header(request, b"origin") is None:
+            come_back_in_s = self._arrivals.comes_back_in_s()
+            await _refuse(request, UIMError("unavailable", "no more connections here just now", retry_after_s=come_back_in_s))
+            return
+        ws = await request.accept(subprotocol=_subprotocol(request))
+        with trio.move_on_after(GOODBYE_S):
+            cut = Cut.RESTART if self._is_draining() else Cut.OVER_CAPACITY
+            await ws.aclose(cut.close_code, self._arrivals.words())
 
 
 async def _asks_to_upgrade(stream: ByteStream) -> bool:
@@ -116,6 +156,10 @@ async def _asks_to_upgrade(stream: ByteStream) -> bool:
     head = await stream.receive_some()
     stream.unread(head)
     return _UPGRADE.search(head.partition(b"\r\n\r\n")[0]) is not None
+
+
+def _subprotocol(request: WebSocketRequest) -> str | None:
+    return SUBPROTOCOL if SUBPROTOCOL in request.proposed_subprotocols else None
 
 
 def _header(request: WebSocketRequest, name: bytes) -> str | None:
@@ -143,6 +187,6 @@ async def _refuse(request: WebSocketRequest, refusal: UIMError) -> None:
     if refusal.status == 401:
         headers.append((b"WWW-Authenticate", b"Bearer"))
     if refusal.retry_after_s is not None:
-        problem["retry_after"] = refusal.retry_after_s
+        problem["retry_after"] = round(refusal.retry_after_s, 1)
         headers.append((b"Retry-After", str(max(1, round(refusal.retry_after_s))).encode()))
     await request.reject(refusal.status, extra_headers=headers, body=msgspec.json.encode(problem))
