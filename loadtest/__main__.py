@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from loadtest import append, echo, search, talk
+from loadtest import append, echo, search, talk, verification
 from loadtest.frames import Torn
 from loadtest.people import Refused
 from loadtest.servers import bare_echo, migrated_databases, whole_server
@@ -94,6 +94,14 @@ def search_command(seconds: float, json_file: Path | None, **parameters: Any) ->
     with migrated_databases() as servers:
         cost = search.measure_cost(servers.database_url, seconds=seconds, rounds=4)
     _tell("search", {**parameters, "seconds": seconds}, figures | _named("writer", cost), json_file)
+
+
+@main.command("verify", help="How long uim verify looks at a log of that length, and with how much memory.")
+@click.option("--messages", type=click.IntRange(10_000), default=1_000_000, show_default=True)
+@_options("json")
+def verify_command(json_file: Path | None, messages: int) -> None:
+    with migrated_databases() as servers:
+        _tell("verify", {"messages": messages}, verification.measure(servers.database_url, messages=messages), json_file)
 
 
 @main.command("all", help="echo, append, w1 and w3, one after the other, and the shares.")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from loadtest import __main__ as commands
-from loadtest import append, frames, talk
+from loadtest import append, frames, talk, verification
 from loadtest.devices import Listener, Talker
 from loadtest.people import Member
 from tests.house import Server, serving, settings_for
@@ -111,3 +111,8 @@ def test_echo_tells_its_figures_in_a_table_and_as_json(tmp_path: Path) -> None:
     told = json.loads(file.read_text())
     assert told["workload"] == "echo"
     assert told["figures"]["echoes_per_s"] > 0
+
+
+async def test_a_log_that_is_made_to_be_verified_has_nothing_wrong(database_url: str) -> None:
+    figures = await trio.to_thread.run_sync(partial(verification.measure, database_url, messages=10_000))
+    assert figures["messages_per_s"] > 0
