@@ -151,10 +151,15 @@ class Process:
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    """A process and all its children; the parent halted first, so that it makes no more of them meanwhile."""
+    """A process, halted, and all its children: halted first, or it would make one more while they are looked for."""
     try:
         parent = psutil.Process(pid)
         parent.suspend()
+        # The signal is under way when suspend() returns; on another processor it may just be forking.
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while parent.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            assert time.monotonic() < deadline, f"process {pid} does not halt"
+            time.sleep(0.0005)
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
