@@ -16,6 +16,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults.lossy_bus import DEAF, PERFECT, lossy_bus
 from tests.faults.proxy import redis_proxy
 from tests.test_outbox import texts
 from uim.chat.outbox import Outbox
@@ -373,6 +374,85 @@ async def test_who_left_while_redis_was_away_is_offline_when_it_is_back(town: To
         await eventually(lambda: here.presence._here == {})
         proxy.accept()
         await told(laptop, bob, "offline")
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["its word waits to be told", "its word was never heard"])
+async def test_what_a_user_has_chosen_elsewhere_is_told_beside_what_is_told_afresh(town: Town, waits: bool) -> None:
+    bob, _ = await town.friends()
+    here, there = await town.process(), await town.process()
+    await eventually(lambda: here.presence._updates._line is not None)
+    laptop = here.connect(bob)
+    await snapshot(laptop)
+    laptop.size = 128 * 1024
+    async with town.pool.connection() as tx:
+        await tx.execute("update users set availability = 'busy' where user_id = %s", (bob,))
+    if waits:
+        there.presence.chosen(bob, frozenset({"availability"}))
+        await eventually(lambda: laptop in here.presence._onlookers._own_waits)
+    here.presence._onlookers.afresh_all()
+    laptop.size = 0
+    came: list[Update] = []
+    with trio.fail_after(WAIT_S):
+        while len(came) < 2:
+            came += updates(laptop)
+            await trio.sleep(0.01)
+    assert [(payload.get("snapshot"), len(payload["users"])) for payload in came] == [(True, 0), (None, 1)]
+    assert came[1]["users"][0]["availability"] == "busy"
+    async with quiet(laptop):
+        here.presence._onlookers.afresh_all()
+        await snapshot(laptop)
+        await trio.sleep(4 * REST_S)
+
+
+async def test_words_that_were_lost_are_read_and_with_them_what_they_alone_tell(town: Town) -> None:
+    bob, (alice,) = await town.friends()
+    async with lossy_bus(town.redis_url, seed=1, fates=PERFECT) as line:
+        here, there = await town.process(line.url), await town.process()
+        await eventually(lambda: here.presence._updates._line is not None)
+        laptop = here.connect(alice)
+        await snapshot(laptop)
+        line.fates = DEAF
+        phone = there.connect(bob)
+        await told(laptop, bob, "online")
+        there.leave(phone)
+        with trio.fail_after(WAIT_S):
+            while not (came := updates(laptop)):
+                await laptop.wake.wait()
+        assert [payload.get("snapshot") for payload in came] == [None], "the word itself, not everything afresh"
+        assert came[0]["users"][0]["status"] == "offline" and came[0]["users"][0]["last_seen"] is not None
+        assert line.lost >= 2
+
+
+async def test_whoever_has_missed_more_words_than_are_kept_is_told_everything_afresh(town: Town) -> None:
+    bob, (alice, cyd) = await town.friends(2)
+    async with lossy_bus(town.redis_url, seed=1, fates=PERFECT) as line:
+        here, there = await town.process(line.url), await town.process()
+        await eventually(lambda: here.presence._updates._line is not None)
+        laptop = here.connect(bob)
+        await snapshot(laptop)
+        line.fates = DEAF
+        there.connect(alice)
+        await eventually(lambda: line.lost == 1)
+        with redis.Redis.from_url(town.redis_url) as client:
+            client.delete(f"{town.log_id}:presence:updates:latest")
+        there.connect(cyd)
+        assert await snapshot(laptop) == {str(alice): "online", str(cyd): "online"}
+
+
+async def test_what_was_told_while_one_line_to_redis_was_cut_is_told_afresh(town: Town) -> None:
+    """Only the line on which is asked: the channel is heard all the time, so it does not begin anew."""
+    bob, (alice,) = await town.friends()
+    async with redis_proxy(town.redis_url) as proxy:
+        here, there = await town.process(proxy.url), await town.process()
+        await eventually(lambda: here.presence._updates._line is not None)
+        there.connect(alice)
+        laptop = here.connect(bob)
+        assert await snapshot(laptop) == {str(alice): "online"}
+        loss = proxy.lose(lambda request: b"MGET" in request, carried_out=True)
+        tablet = here.connect(bob, "tablet")
+        assert await snapshot(tablet) == {}, "nobody knows"
+        assert loss.happened.is_set() and here.link.hears
+        assert await snapshot(tablet) == {str(alice): "online"}
 
 
 async def test_older_versions_are_dropped(town: Town) -> None:

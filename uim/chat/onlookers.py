@@ -19,7 +19,7 @@ import trio
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
 from uim.errors import UIMError
-from uim.model.presence import Choices, Due, State, Waiting, seen_by_friend, seen_by_oneself, stranger
+from uim.model.presence import Choices, State, Waiting, seen_by_friend, seen_by_oneself, stranger
 from uim.store import presence as store
 from uim.store.postgres import Connection, Pool
 from uim.store.presence import Seat
@@ -69,6 +69,9 @@ class Onlookers:
         # What each connection was last told of its own user, so that it is not told what it has just said; and those whose
         # answer is under way, with whether they were passed over meanwhile.
         self._own_told: dict[Outbox, bytes] = {}
+        # What that was at a connection's first snapshot: if it differs at a later one, nobody has told it.
+        self._own_at_first: dict[Outbox, bytes] = {}
+        self._own_waits: set[Outbox] = set()
         self._answering: dict[Outbox, bool] = {}
         self._wake = trio.Event()
         self._gather_at = float("-inf")
@@ -124,6 +127,8 @@ class Onlookers:
         """The connection has ended."""
         self._waiting.forget(outbox)
         self._own_told.pop(outbox, None)
+        self._own_at_first.pop(outbox, None)
+        self._own_waits.discard(outbox)
         self._answering.pop(outbox, None)
 
     # -- the task ---------------------------------------------------------------------------------------------------------------
@@ -195,6 +200,7 @@ class Onlookers:
                 self._answering[outbox] = True
             elif outbox.is_ready and not outbox.closed and self._own_told.get(outbox) != data:
                 self._own_told[outbox] = data
+                self._own_waits.add(outbox)
                 self._waiting.put(outbox, user_id, data)
 
     async def _gather_pairs(self) -> None:
@@ -239,11 +245,12 @@ class Onlookers:
             if due.afresh:
                 fresh.append(outbox)
             else:
-                _push(outbox, due)
+                self._own_waits.discard(outbox)
+                _push_states(outbox, due.states.values(), is_snapshot=False)
         if not fresh:
             return
         try:
-            snapshots = await self._snapshots(sorted({outbox.user_id for outbox in fresh}))
+            snapshots, own = await self._snapshots(sorted({outbox.user_id for outbox in fresh}))
         except UIMError:
             for outbox in fresh:
                 self._waiting.put_afresh(outbox)
@@ -251,24 +258,39 @@ class Onlookers:
         for outbox in fresh:
             if outbox.live:
                 _push_states(outbox, snapshots[outbox.user_id], is_snapshot=True)
+                self._push_own(outbox, own.get(outbox.user_id))
             elif not outbox.closed:
                 self._waiting.put_afresh(outbox)
 
-    async def _snapshots(self, viewer_ids: Sequence[UUID]) -> dict[UUID, list[bytes]]:
-        """For each viewer the friends who are not offline, encoded."""
+    def _push_own(self, outbox: Outbox, own: bytes | None) -> None:
+        """Beside a snapshot, which has friends alone: what the user has chosen elsewhere, if it still waits or nobody told."""
+        if own is None or outbox in self._answering:
+            return
+        first = self._own_at_first.setdefault(outbox, own)
+        if outbox in self._own_waits or self._own_told.get(outbox, first) != own:
+            self._own_waits.discard(outbox)
+            self._own_told[outbox] = own
+            _push_states(outbox, [own], is_snapshot=False)
+
+    async def _snapshots(self, viewer_ids: Sequence[UUID]) -> tuple[dict[UUID, list[bytes]], dict[UUID, bytes]]:
+        """For each viewer the friends who are not offline, and the viewer's own true state, encoded."""
         async with self._pool.connection() as tx:
             seats = await self._all_friends(tx, viewer_ids)
-        choices: dict[UUID, Choices] = {}
-        if online := await self._online_among(list({seat.friend_id for seat in seats})):
-            async with self._pool.connection() as tx:
-                choices = await store.choices_of(tx, online)
-        states = [seen_by_friend(user_id, chosen, is_online=True) for user_id, chosen in choices.items()]
+        online = await self._online_among(list({seat.friend_id for seat in seats}))
+        async with self._pool.connection() as tx:
+            choices = await store.choices_of(tx, online | set(viewer_ids))
+        states = [seen_by_friend(user_id, choices[user_id], is_online=True) for user_id in online if user_id in choices]
         encoded = {state.user_id: msgspec.json.encode(state) for state in states if state.status == "online"}
+        own = {
+            user_id: msgspec.json.encode(seen_by_oneself(user_id, choices[user_id], is_online=True))
+            for user_id in viewer_ids
+            if user_id in choices
+        }
         snapshots: dict[UUID, list[bytes]] = {viewer_id: [] for viewer_id in viewer_ids}
         for seat in seats:
             if seat.friend_id in encoded:
                 snapshots[viewer_ids[seat.at]].append(encoded[seat.friend_id])
-        return snapshots
+        return snapshots, own
 
     async def _all_friends(self, tx: Connection, user_ids: Sequence[UUID]) -> list[Seat]:
         seats: list[Seat] = []
@@ -305,10 +327,6 @@ def _seen_since(user_id: UUID, choices: Choices | None, change: Change) -> State
 
 def _has_room(outbox: Outbox) -> bool:
     return outbox.live and outbox.size <= ROOM_BYTES
-
-
-def _push(outbox: Outbox, due: Due[bytes]) -> None:
-    _push_states(outbox, due.states.values(), is_snapshot=False)
 
 
 def _push_states(outbox: Outbox, states: Iterable[bytes], *, is_snapshot: bool) -> None:
