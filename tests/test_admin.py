@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -298,26 +300,33 @@ def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_1(path: Path) 
     assert "no server runs there any more" in done.stderr
 
 
+@dataclass
+class ServerProcess:
+    process: subprocess.Popen[str]
+    url: str
+
+
 @contextmanager
-def a_server(database_url: str, redis_url: str, path: Path) -> Iterator[Any]:
+def a_server(database_url: str, redis_url: str, path: Path) -> Iterator[ServerProcess]:
     settings = settings_for(database_url, redis_url)
     settings |= {"UIM_BIND": "127.0.0.1:0", "UIM_OPERATIONS_BIND": "127.0.0.1:0", "UIM_ADMIN_SOCKET": str(path)}
     with started("serve", environ=environment(**settings)) as process:
-        read_until(process, '("message":"serving")')
-        yield process
+        _, addresses = read_until(process, r'"message":"serving".*"addresses":(\[\[.*?\]\])')
+        host, port = json.loads(addresses)[0]
+        yield ServerProcess(process, f"http://{host}:{port}")
 
 
 def test_a_real_server_shows_its_rooms_and_survives_a_kill(database_url: str, redis_url: str, path: Path) -> None:
-    with a_server(database_url, redis_url, path) as process:
+    with a_server(database_url, redis_url, path) as running:
         done = uim("tasks", "--socket", str(path))
         assert (done.returncode, done.stderr) == (0, "")
-        assert f"process {process.pid} at " in done.stdout
+        assert f"process {running.process.pid} at " in done.stdout
         assert "├─ log tailer" in done.stdout
-        process.kill()
-        process.wait(10)
+        running.process.kill()
+        running.process.wait(10)
     assert path.exists()
-    with a_server(database_url, redis_url, path) as process:
+    with a_server(database_url, redis_url, path) as running:
         assert uim("tasks", settings={"UIM_ADMIN_SOCKET": str(path)}).returncode == 0
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(20) == 0
     assert not path.exists()

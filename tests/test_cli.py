@@ -75,7 +75,7 @@ def get(url: str) -> int:
 # --- help, wrong use, wrong settings ---
 
 
-@pytest.mark.parametrize("command", [(), ("dev",), ("serve",), ("migrate",), ("check",), ("tasks",), ("verify",)])
+@pytest.mark.parametrize("command", [(), ("dev",), ("serve",), ("migrate",), ("check",), ("tasks",), ("verify",), ("trace",)])
 def test_each_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = uim(*command, "--help")
     assert done.returncode == 0

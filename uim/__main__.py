@@ -10,11 +10,12 @@ from uim.cli.dev import dev
 from uim.cli.migrate import migrate
 from uim.cli.serve import serve
 from uim.cli.tasks import tasks
+from uim.cli.trace import trace
 from uim.cli.verify import verify
 
 
 @click.group(
-    commands=[dev, serve, migrate, check, verify, tasks],
+    commands=[dev, serve, migrate, check, verify, trace, tasks],
     help="UIM, an instant-messaging server.\n\n\b\nExample:\n  uim dev\n",
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -145,7 +145,7 @@ async def serve(
     tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     async with trio.open_nursery() as tree:
         if admin_socket is not None:
-            await tree.start(desk.run, admin_socket)
+            await tree.start(desk.run, house, admin_socket)
         for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)

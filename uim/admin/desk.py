@@ -10,14 +10,19 @@ from functools import partial
 
 import trio
 
-from uim.admin import door, tasks
+from uim.admin import door, tasks, trace
+from uim.chat.house import House
 
 
-async def run(listening: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(house: House, listening: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Answer until cancelled."""
     births = tasks.Births()
+    answers: door.Answers = {
+        "tasks": partial(tasks.tree, births),
+        "trace": partial(trace.trace, house.tailer, house.switchboard),
+    }
     trio.lowlevel.add_instrument(births)
     try:
-        await door.serve(listening, {"tasks": partial(tasks.tree, births)}, task_status=task_status)
+        await door.serve(listening, answers, task_status=task_status)
     finally:
         trio.lowlevel.remove_instrument(births)

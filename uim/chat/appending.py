@@ -6,7 +6,8 @@ so whatever is tried again finds its first copy; and what no database would take
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -78,14 +79,17 @@ async def append_apart(
     return [*await append_apart(append, drafts[:middle]), *await append_apart(append, drafts[middle:])]
 
 
-def inserted(drafts: Sequence[Draft], outcomes: Sequence[Outcome | DatabaseError]) -> list[Entry]:
+def inserted(
+    drafts: Sequence[Draft], outcomes: Sequence[Outcome | DatabaseError], accepted_at: Iterable[float | None] = repeat(None)
+) -> list[Entry]:
     """The entries that this very call has appended, in log order; a repeat's first copy reaches the tailer from the log."""
     entries = []
-    for draft, outcome in zip(drafts, outcomes, strict=True):
+    for draft, outcome, at in zip(drafts, outcomes, accepted_at, strict=False):
         if isinstance(outcome, Outcome) and outcome.verdict == "inserted":
             entry = Entry(outcome.message_id or 0, draft.conversation_id, outcome.seq or 0, draft.sender_id,
                           draft.client_message_id, draft.content, "text", draft.metadata, outcome.created_at)  # type: ignore[arg-type]  # inserted: it has a time  # fmt: skip
             entry.origin = draft.origin
+            entry.accepted_at = at
             entries.append(entry)
     entries.sort(key=lambda entry: entry.message_id)
     return entries

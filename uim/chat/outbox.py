@@ -27,6 +27,8 @@ MAX_UNCONFIRMED_PAGES: Final = 4
 MAX_UNCONFIRMED_IN_PAGES: Final = 400
 # Receipts and updates that found no room, merged by what they are about; beyond this the reader is no reader.
 MAX_LATE: Final = 5_000
+# Of each connection the times of its last writes and confirmations: some 7 KB for a busy one.
+KEPT_TIMES: Final = 32
 
 Receipt = dict[str, Any]
 
@@ -65,13 +67,18 @@ class Outbox:
         "_left",
         "_owed",
         "_room",
+        "_taking",
+        "_written",
+        "began",
         "catch_up",
         "closed",
+        "confirmations",
         "confirmed",
         "connection_no",
         "cut",
         "device_id",
         "frames",
+        "full_at",
         "gone",
         "is_ready",
         "live",
@@ -88,6 +95,7 @@ class Outbox:
         "unconfirmed",
         "user_id",
         "wake",
+        "writes",
     )
 
     def __init__(
@@ -133,6 +141,11 @@ class Outbox:
         self._late_receipts: dict[tuple[UUID, str, UUID], _Late] = {}
         self._late_intervals = 0
         self._late_frames: dict[object, bytes] = {}
+        # For uim trace: where this connection began; (after, up to, when) of writes that had entries; what was confirmed when.
+        self.began = self._taking = self._written = 0
+        self.writes: deque[tuple[int, int, float]] = deque(maxlen=KEPT_TIMES)
+        self.confirmations: deque[tuple[int, float]] = deque(maxlen=KEPT_TIMES)
+        self.full_at: float | None = None
 
     # -- putting in -------------------------------------------------------------------------------------------------------
 
@@ -152,6 +165,7 @@ class Outbox:
             self.sent = entry.message_id  # it has the ack instead
             return
         if self.size > MAX_BYTES or len(self.unconfirmed) >= MAX_UNCONFIRMED:
+            self.full_at = trio.current_time()
             self.fall_back()
             return
         own = entry.sender_id == self.user_id
@@ -218,6 +232,7 @@ class Outbox:
         self.frames.clear()
         self.size = len(taken)  # until it is written it still counts
         self._leaving = self._owed
+        self._taking = self.sent
         self.wake = trio.Event()
         return taken
 
@@ -233,6 +248,9 @@ class Outbox:
         if self._left < oldest <= self._leaving:
             self.progress_at = trio.current_time()
         self._left = self._leaving
+        if self._taking > self._written:
+            self.writes.append((self._written, self._taking, trio.current_time()))
+            self._written = self._taking
         if self.size <= MAX_BYTES:
             self._room.set()
         if self.size == 0 and (self._late_receipts or self._late_frames):
@@ -242,6 +260,11 @@ class Outbox:
                 self.push(data)
             for (conversation_id, status, _), kept in late.items():
                 self.receipts(conversation_id, status, kept.receipts, **kept.more)
+
+    @property
+    def written_up_to(self) -> int:
+        """Every visible entry up to here has left; those above it wait, or are under way."""
+        return self._written
 
     async def room(self) -> None:
         """Returns once little enough waits here for its client to be read on: who does not take answers asks no more."""
@@ -268,6 +291,7 @@ class Outbox:
             self.confirmed = message_id
             self.resends = 0
             self.progress_at = trio.current_time()
+            self.confirmations.append((message_id, self.progress_at))
         return delivered
 
     @property
@@ -292,7 +316,7 @@ class Outbox:
         self.unconfirmed.clear()
         self.pages = 0
         self.resends += 1
-        self.sent = self.confirmed
+        self.sent = self._taking = self._written = self.confirmed
         self.progress_at = trio.current_time()
         self.fall_back()
 
@@ -302,6 +326,6 @@ class Outbox:
         self.unconfirmed.clear()
         self._earlier.clear()
         self.pages = self.resends = 0
-        self.sent = self.told = self.confirmed = position
+        self.sent = self.told = self.confirmed = self.began = self._taking = self._written = position
         self.told_ever = max(self.told_ever, position)
         self.progress_at = trio.current_time()

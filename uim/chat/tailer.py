@@ -134,7 +134,9 @@ class Tailer:
                 self._pending.update((entry.message_id, entry) for entry in batch)
                 raise
             self._memberships.learn(unknown, found)
+        now = trio.current_time()
         for entry in batch:
+            entry.handed_on_at = now
             self._pass(entry)
         if batch:
             self._on_handed_on(batch)
@@ -183,6 +185,7 @@ class Tailer:
             # What this process has appended waits behind the hole, its commit long answered: it knows who sent it.
             waiting = self._pending.get(entry.message_id)
             entry.origin = (waiting.origin if waiting is not None else None) or self._origin_of(entry)
+            entry.accepted_at = waiting.accepted_at if waiting is not None else None
         for start in range(0, len(found), HAND_ON_AT_ONCE):
             await self._hand_on([entry for entry in found[start : start + HAND_ON_AT_ONCE] if entry.message_id > self.position])
         self._pending = {at: entry for at, entry in self._pending.items() if at > self.position}
@@ -220,6 +223,11 @@ class Tailer:
         """Returns once what was offered has been handed on; for a drain."""
         while self._pending:
             await trio.sleep(0.005)
+
+    def held(self, message_id: int) -> Entry | None:
+        """One of the newest entries, while the ring holds it."""
+        at = bisect_left(self.ring, message_id, key=lambda entry: entry.message_id)
+        return self.ring[at] if at < len(self.ring) and self.ring[at].message_id == message_id else None
 
     # -- for those who catch up -------------------------------------------------------------------------------------------
 

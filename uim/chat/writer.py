@@ -219,7 +219,7 @@ class Writer:
 
     def _tell(self, batch: list[Text], drafts: list[Draft], outcomes: list[messages.Outcome | DatabaseError]) -> None:
         """Hand on what was inserted, then answer everybody: no await, so nobody sees half of it."""
-        entries = inserted(drafts, outcomes)
+        entries = inserted(drafts, outcomes, [text.give_up_at - self._give_up_after_s for text in batch])
         self.appends += 1
         self.appended += len(entries)
         self._on_appended(entries)
@@ -277,6 +277,8 @@ class Writer:
             self._lose(error)
         else:
             self._losses = 0
+            for entry in append.entries:
+                entry.accepted_at = verb.give_up_at - self._give_up_after_s
             self._on_appended(append.entries)
             verb.succeed(result)
 

@@ -22,11 +22,13 @@ class Entry:
     """
 
     __slots__ = (
+        "accepted_at",
         "client_message_id",
         "content",
         "conversation_id",
         "created_at",
         "deleted",
+        "handed_on_at",
         "live",
         "live_own",
         "message_id",
@@ -63,6 +65,8 @@ class Entry:
         self.created_at = created_at
         self.deleted = deleted
         self.origin: UUID | None = None
+        self.accepted_at: float | None = None
+        self.handed_on_at: float | None = None
         self.others: bytes | None = None
         self.own: bytes | None = None
         self.live: bytes | None = None
