@@ -47,6 +47,7 @@ _NAMES: Final = {
     "uim.chat.indexer.Indexer.run": "packing for search",
     "uim.chat.typing.Typing.run": "typing",
     "uim.chat.presence.Presence.run": "presence",
+    "uim.chat.lastseen.LastSeen.run": "last seen",
     "uim.chat.farewell.Farewell.run": "farewell",
     "uim.listener.serve": "listener",
     "uim.admin.desk.run": "admin socket",

@@ -204,6 +204,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         accounts=accounts,
         switchboard=switchboard,
         on_changed=on_profile_changed,
+        on_choosing=presence.choosing,
         on_chosen=presence.chosen,
         online_among=presence.online_soon,
         settle_reads=receipts.settled,

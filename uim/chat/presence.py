@@ -21,8 +21,10 @@ from uuid import UUID
 
 import trio
 
+from uim.chat.changes import Change
+from uim.chat.lastseen import LastSeen
 from uim.chat.leases import EVERY_S, LEASE_S, Leases
-from uim.chat.onlookers import Change, Onlookers
+from uim.chat.onlookers import Onlookers
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
 from uim.chat.updates import Updates
@@ -43,8 +45,7 @@ USERS_AT_ONCE: Final = 100
 TURNS_PER_ROUND: Final = 6
 # Versions are compared with what came just before; the oldest may go.
 MAX_VERSIONS: Final = 50_000
-# What could not be said while Redis was away, and when people were last seen while PostgreSQL was; beyond that it is lost: keys
-# run out by themselves, and an older last_seen stays.
+# What could not be said while Redis was away; beyond that it is lost: keys run out by themselves.
 MAX_UNSAID: Final = 50_000
 # A block ends a friendship by friend_removed for both, where there was one; where there was none, nobody hears of it.
 BETWEEN_EVENTS: Final = frozenset({"friend_added", "friend_removed"})
@@ -96,7 +97,7 @@ class Presence:
         self._grace_s = grace_s
         self._every_s = every_s
         self._wall_clock = wall_clock
-        self._onlookers = Onlookers(pool, switchboard, self._online_among, Waiting())
+        self._onlookers = Onlookers(pool, switchboard, self._online_among, Waiting(), lambda: self._updates.hears)
         self._leases = Leases(link, log_id=log_id, process_id=process_id, let_go=self._let_go, lease_s=lease_s)
         self._here: dict[UUID, dict[str, _Device]] = {}
         # Connections that came, and whether their snapshot has been asked for.
@@ -106,12 +107,11 @@ class Presence:
         self._to_say: dict[UUID, _Choice] = {}
         self._unsaid: dict[UUID, _Choice] = {}
         self._versions: OrderedDict[UUID, tuple[int, bool]] = OrderedDict()
-        self._seen_at: dict[UUID, datetime] = {}
+        self._last_seen = LastSeen(pool)
         self._wake = trio.Event()
-        self._seen = trio.Event()
         self._closing = False
         self._turn = 0
-        self._updates = Updates(link, self._channel, on_word=self._learn, on_afresh=self._onlookers.afresh_all)
+        self._updates = Updates(link, self._channel, on_word=self._learn, on_afresh=self._onlookers.missed_words)
 
     # -- connections of this process --------------------------------------------------------------------------------------------
 
@@ -146,9 +146,13 @@ class Presence:
         """The process drains: nobody is told offline by it any more; when people here were last seen is stored."""
         self._closing = True
         for user_id in self._here:
-            self._note_seen(user_id, self._now())
+            self._last_seen.note(user_id, self._now())
 
     # -- what else changes what others see --------------------------------------------------------------------------------------
+
+    def choosing(self, user_id: UUID) -> None:
+        """A user's choice of these is about to be committed: from now on nothing is told by what they were before."""
+        self._onlookers.choosing(user_id)
 
     def chosen(self, user_id: UUID, changed: frozenset[str]) -> None:
         """A user has committed another availability, status text or show_last_seen (`changed` has their names).
@@ -238,7 +242,7 @@ class Presence:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._onlookers.run)
             nursery.start_soon(self._updates.run)
-            nursery.start_soon(self._write_last_seen)
+            nursery.start_soon(self._last_seen.run)
             nursery.start_soon(self._keep_lease)
             nursery.start_soon(self._say_on)
             task_status.started()
@@ -327,7 +331,7 @@ class Presence:
             else:
                 self._correct(holding.user_id, is_online=verdict.status == "online")
             if verdict.changed and verdict.status == "offline":
-                self._note_seen(holding.user_id, now)
+                self._last_seen.note(holding.user_id, now)
 
     def _judge_alone(self, user_id: UUID, choice: _Choice) -> None:
         """Without Redis: what is known here goes; all of it is said when Redis is back."""
@@ -342,7 +346,7 @@ class Presence:
         seen_at = self._now() if was_online and not is_online else None
         self._onlookers.changed(user_id, Change(is_online, seen_at, chosen))
         if seen_at is not None:
-            self._note_seen(user_id, seen_at)
+            self._last_seen.note(user_id, seen_at)
 
     # -- hearing ----------------------------------------------------------------------------------------------------------------
 
@@ -367,31 +371,6 @@ class Presence:
         self._versions.move_to_end(user_id)
         if len(self._versions) > MAX_VERSIONS:
             self._versions.popitem(last=False)
-
-    # -- last seen, behind ------------------------------------------------------------------------------------------------------
-
-    def _note_seen(self, user_id: UUID, at: datetime) -> None:
-        if user_id in self._seen_at or len(self._seen_at) < MAX_UNSAID:
-            self._seen_at[user_id] = at
-            self._seen.set()
-
-    async def _write_last_seen(self) -> None:
-        while True:
-            await self._seen.wait()
-            self._seen = trio.Event()
-            while self._seen_at:
-                batch = dict(islice(self._seen_at.items(), USERS_AT_ONCE))
-                try:
-                    async with self._pool.connection() as tx:
-                        await store.set_last_seen(tx, batch)
-                except UIMError as refused:
-                    if refused.code != "unavailable":
-                        raise
-                    await trio.sleep(REST_S)
-                    continue
-                for user_id, at in batch.items():
-                    if self._seen_at[user_id] == at:
-                        del self._seen_at[user_id]
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall_clock(), UTC)

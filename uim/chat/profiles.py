@@ -33,8 +33,9 @@ Columns = Mapping[str, str | bool | None]
 class Profiles:
     """One a process: `change` is the verb, `changed` is called from anywhere, `run` is its task.
 
-    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `on_chosen(user_id,
-    changed)` hears what the user now shows otherwise of their presence; `online_among(user_ids)` tells who is there.
+    `on_changed(user_id)` hears, after the commit, that others see that user otherwise now; for the bus. `on_choosing(user_id)`
+    hears before the commit, `on_chosen(user_id, changed)` after it, what the user shows otherwise of their presence.
+    `online_among(user_ids)` tells who is there.
     `settle_reads()` returns once what was read until now is stored.
     """
 
@@ -46,6 +47,7 @@ class Profiles:
         accounts: Accounts,
         switchboard: Switchboard,
         on_changed: Callable[[UUID], None],
+        on_choosing: Callable[[UUID], None],
         on_chosen: Callable[[UUID, frozenset[str]], None],
         online_among: Callable[[Sequence[UUID]], Awaitable[set[UUID]]],
         settle_reads: Callable[[], Awaitable[None]],
@@ -55,6 +57,7 @@ class Profiles:
         self._accounts = accounts
         self._switchboard = switchboard
         self._on_changed = on_changed
+        self._on_choosing = on_choosing
         self._on_chosen = on_chosen
         self._online_among = online_among
         self._settle_reads = settle_reads
@@ -82,6 +85,9 @@ class Profiles:
             if changed is None:
                 raise UIMError("session_ended", "this account is no more")
             await _tell_own(tx, append, caller.user_id, columns, changed)
+            if changed & PRESENTED:
+                # Before the commit: if its answer is lost, friends must not be told by what was chosen before.
+                self._on_choosing(caller.user_id)
             return changed
 
         changed = await self._writer.do(act, key=uuid4())

@@ -42,6 +42,12 @@ class Updates:
         self._begun = trio.Event()
         link.subscribe(channel, self._heard, on_begun=self._begin)
 
+    @property
+    def hears(self) -> bool:
+        """Whether every word is heard: none is known to be missing, and from when we began to hear all was told afresh."""
+        line = self._line
+        return self._link.hears and line is not None and line.missing_for_s(trio.current_time()) == 0.0
+
     def told_in_the_dark(self) -> None:
         """Something was told without Redis, and may be wrong: once it answers, all is to be told afresh."""
         self._told_in_the_dark = True
