@@ -18,7 +18,7 @@ import trio
 from tests.faults.desk import QUICK
 from tests.faults.proxy import Proxy, postgres_proxy, redis_proxy
 from tests.house import Device, Person, serving, settings_for
-from tests.test_presence import Town, eventually, eventually_seen, quiet, snapshot, updates
+from tests.test_presence import Process, Town, eventually, eventually_seen, quiet, snapshot, updates
 from tests.transcripts.test_friends import befriend
 from tests.transcripts.test_presence import NOTHING, choose, online, seen, seen_offline
 from uim.chat.onlookers import GATHER_EVERY_S, MAX_CHANGED
@@ -177,6 +177,12 @@ async def town_on(proxy: Proxy, redis_url: str) -> AsyncIterator[Town]:
     pool.close_idle()
 
 
+async def hearing(process: Process) -> Process:
+    """Once it hears every word: until then nothing is remembered of choices."""
+    await eventually(lambda: process.presence._updates.hears)
+    return process
+
+
 async def shows(outbox: Outbox, wanted: dict[UUID, str], known: dict[str, str]) -> None:
     """That connection has been told so of these, be it by updates or by a snapshot; `known` is what it was told before."""
     with trio.fail_after(WAIT_S):
@@ -191,7 +197,7 @@ async def shows(outbox: Outbox, wanted: dict[UUID, str], known: dict[str, str]) 
 async def test_a_database_that_hangs_keeps_nobody_waiting_for_long(database_url: str, redis_url: str) -> None:
     async with postgres_proxy(database_url) as proxy, town_on(proxy, redis_url) as town:
         bob, (alice, cyd) = await town.friends(2)
-        here, there = await town.process(), await town.process()
+        here, there = await hearing(await town.process()), await hearing(await town.process())
         laptop, known = here.connect(bob), dict[str, str]()
         phone, tablet = there.connect(alice), there.connect(cyd)
         await shows(laptop, {alice: "online", cyd: "online"}, known)
@@ -213,7 +219,7 @@ async def test_without_redis_too_nothing_is_told_and_what_was_known_of_choices_i
 ) -> None:
     async with postgres_proxy(database_url) as proxy, redis_proxy(redis_url) as cache, town_on(proxy, redis_url) as town:
         bob, (alice, cyd) = await town.friends(2)
-        here = await town.process(cache.url)
+        here = await hearing(await town.process(cache.url))
         laptop, known = here.connect(bob), dict[str, str]()
         phone, tablet = here.connect(alice), here.connect(cyd)
         await shows(laptop, {alice: "online", cyd: "online"}, known)
@@ -236,7 +242,7 @@ async def test_without_redis_too_nothing_is_told_and_what_was_known_of_choices_i
 async def test_ever_so_many_changes_take_bounded_memory_and_end_with_the_truth(database_url: str, redis_url: str) -> None:
     async with postgres_proxy(database_url) as proxy, town_on(proxy, redis_url) as town:
         bob, (alice, cyd) = await town.friends(2)
-        here = await town.process()
+        here = await hearing(await town.process())
         laptop, known = here.connect(bob), dict[str, str]()
         phone = here.connect(alice)
         here.connect(cyd)

@@ -21,6 +21,7 @@ NOTHING = {"status": "offline", "availability": None, "last_seen": None}
 @pytest.fixture
 async def server(database_url: str, redis_url: str) -> AsyncIterator[Server]:
     async with serving(settings_for(database_url, redis_url, presence_grace_s=GRACE_S)) as started:
+        await hearing(started)
         yield started
 
 
@@ -28,7 +29,16 @@ async def server(database_url: str, redis_url: str) -> AsyncIterator[Server]:
 async def two_processes(database_url: str, redis_url: str) -> AsyncIterator[tuple[Server, Server]]:
     settings = settings_for(database_url, redis_url, presence_grace_s=GRACE_S)
     async with serving(settings) as here, serving(settings) as there:
+        await hearing(here)
+        await hearing(there)
         yield here, there
+
+
+async def hearing(server: Server) -> None:
+    """Once a process hears what others say of presence it tells everybody afresh, in place of updates that wait."""
+    with trio.fail_after(WAIT_S):
+        while not server.house.presence._updates.hears:
+            await trio.sleep(0.01)
 
 
 async def friends(server: Server) -> tuple[Person, Person]:
@@ -314,7 +324,7 @@ async def test_presence_begins_with_a_friendship_and_ends_with_it(server: Server
 
 async def test_a_block_looks_like_the_end_of_a_friendship_to_both(server: Server) -> None:
     alice, bob = await friends(server)
-    laptop, phone = await arrive(alice, "laptop"), await bob.connect("phone")
+    laptop, phone = await arrive(alice, "laptop"), await arrive(bob, "phone")
     assert await told_of(laptop, bob) == online(bob)
     await bob.call("PUT", f"/api/blocks/{alice.user_id}", expect=204)
     ended = {"status_text": None, **NOTHING}
