@@ -1,17 +1,19 @@
 """kill -9 under load, by a plan that a seed makes: what is killed, when, and for how long it stays away.
 
-A kill strikes a random time after the k-th acknowledgement since the last one, or, one in five, while what was killed before
-is still starting. What was killed starts again as under systemd, as often as it takes. Rule: the seed fixes the plan; what the
-processes do meanwhile nobody can fix, so a seed that failed is worth repeating, not certain to fail again.
+A kill strikes a random time after the k-th acknowledgement since the last one; or, one in five, while what was killed before
+is still starting; or, one in three of those of a server, in an outage: PostgreSQL is killed first and stays away until some texts
+are queued and the server is dead. What was killed starts again as under systemd, as often as it takes. Rule: the seed fixes the
+plan; what the processes do meanwhile nobody can fix, so a seed that failed is worth repeating, not certain to fail again.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -23,27 +25,44 @@ from tests.faults.process import Ended, Process
 from tests.faults.world import SOURCE, World, world
 
 KINDS = ("uim", "postgres", "redis")
-MOST_ACKS = 40
+MOST_ACKS = 25
+MOST_QUEUED = 12
 MOST_DELAY_MS = 30.0
+# A start takes a second or so, with what is drained then.
+MOST_HURRIED_MS = 1_500.0
 MOST_AWAY_MS = 1_500.0
-CHECK_EVERY = 5
+CHECK_EVERY = 7
 # Said by each device right before the delay that ends with the kill: some are being stored, some are stored and not yet told.
 BURST = 3
 PROGRESS_WITHIN_S = 40.0
+QUEUED_WITHIN_S = 10.0
 SETTLE_WITHIN_S = 40.0
 RESTART_REST_S = 0.05
+LONG_S = 3_600.0
 RATE = 8.0
 
 
 @dataclass(frozen=True)
 class Kill:
-    """`victim`: which of that kind's processes. Strikes `after_acks`, and `delay_ms` later; 0 acks: while the last one starts."""
+    """`victim`: which of that kind's processes. `delay_ms` are counted from that acknowledgement; from that text queued in an
+    outage, which begins with the acknowledgement; or (both 0) from the kill before. After it the victim (in an outage
+    PostgreSQL) stays away for `away_ms`.
+    """
 
     what: str
     victim: int
     after_acks: int
+    after_queued: int
     delay_ms: float
     away_ms: float
+
+    def __str__(self) -> str:
+        if self.after_queued:
+            since = f"text {self.after_queued} was queued in an outage"
+        else:
+            since = f"acknowledgement {self.after_acks}" if self.after_acks else "the kill before"
+        away = f", away for {self.away_ms:.0f} ms" if self.away_ms else ""
+        return f"{self.delay_ms:.1f} ms after {since}{away}"
 
 
 def plan(seed: int, kills: int, what: Sequence[str] = KINDS, processes: int = 1) -> list[Kill]:
@@ -51,19 +70,19 @@ def plan(seed: int, kills: int, what: Sequence[str] = KINDS, processes: int = 1)
     rng = random.Random(seed)
     kinds = [what[number % len(what)] for number in range(kills)]
     rng.shuffle(kinds)
-    made = []
-    for number, kind in enumerate(kinds):
-        is_hurried = number > 0 and rng.random() < 0.2
-        stays_away = rng.random() < 0.25
-        made.append(
-            Kill(
-                kind,
-                rng.randrange(processes) if kind == "uim" else 0,
-                0 if is_hurried else rng.randint(1, MOST_ACKS),
-                rng.uniform(0.0, 500.0 if is_hurried else MOST_DELAY_MS),
-                rng.uniform(0.0, MOST_AWAY_MS) if stays_away else 0.0,
-            )
-        )
+    made: list[Kill] = []
+    for kind in kinds:
+        victim = rng.randrange(processes) if kind == "uim" else 0
+        after_outage = bool(made and made[-1].after_queued)
+        if kind == "uim" and "postgres" in what and rng.random() < 0.35:
+            queued, delay_ms, away_ms = rng.randint(1, MOST_QUEUED), rng.uniform(0, MOST_DELAY_MS), rng.uniform(0, MOST_AWAY_MS)
+            made.append(Kill(kind, victim, rng.randint(1, MOST_ACKS), queued, delay_ms, away_ms))
+            continue
+        away_ms = rng.uniform(0, MOST_AWAY_MS) if rng.random() < 0.2 else 0.0
+        if made and rng.random() < (0.5 if after_outage else 0.2):
+            made.append(Kill(kind, victim, 0, 0, rng.uniform(0, MOST_HURRIED_MS), away_ms))
+        else:
+            made.append(Kill(kind, victim, rng.randint(1, MOST_ACKS), 0, rng.uniform(0, MOST_DELAY_MS), away_ms))
     return made
 
 
@@ -88,18 +107,27 @@ class Verdict:
 
 @dataclass
 class _Keeper:
-    """Starts a process again whenever it has ended, as systemd does. `away_s` holds for the next start alone."""
+    """Starts a process again whenever it has ended, as systemd does; after a kill not before its time is over."""
 
     process: Process
     may_fail_to_start: bool
     verdict: Verdict
     was_killed: bool = False
-    away_s: float = 0.0
+    may_start_at: float = 0.0
 
     def kill(self, away_s: float) -> None:
         self.was_killed = True
-        self.away_s = away_s
+        self.away_for(away_s)
         self.process.kill()
+
+    def away_for(self, away_s: float) -> None:
+        """From now."""
+        self.may_start_at = trio.current_time() + away_s
+
+    async def up(self) -> None:
+        """Until its process runs, ready or not."""
+        while not self.process.is_alive:
+            await trio.sleep(0.002)
 
     async def run(self) -> None:
         has_served = True
@@ -109,8 +137,10 @@ class _Keeper:
             # `uim serve` gives up its start where it finds no database; nothing else may end by itself.
             if not self.was_killed and (has_served or not self.may_fail_to_start):
                 self.verdict.faults.append(f"{self.process.name} ended by itself: {self.process.exit_code}\n{self.process.tail()}")
-            away_s, self.away_s, self.was_killed = self.away_s, 0.0, False
-            await trio.sleep(away_s or RESTART_REST_S)
+            self.was_killed = False
+            await trio.sleep(RESTART_REST_S)
+            while trio.current_time() < self.may_start_at:
+                await trio.sleep(0.005)
             has_served = False
             self.process.begin()
             try:
@@ -145,9 +175,9 @@ class Run:
             await nursery.start(self.party.run)
             self.party.talks = True
             for number, kill in enumerate(kills, 1):
-                await self._strike(number, kill, keepers[kill.what][kill.victim])
+                await self._strike(number, kill, keepers[kill.what][kill.victim], keepers["postgres"][0])
                 if number == len(kills) or number % CHECK_EVERY == 0:
-                    await self._check(keepers, is_last=number == len(kills))
+                    await self._check(chain(*keepers.values()), is_last=number == len(kills))
                 if self.verdict.faults:
                     break
             nursery.cancel_scope.cancel()
@@ -157,31 +187,33 @@ class Run:
         if self.verdict.faults:
             self.verdict.tails = self.world.tails()
 
-    async def _strike(self, number: int, kill: Kill, keeper: _Keeper) -> None:
+    async def _strike(self, number: int, kill: Kill, keeper: _Keeper, postgres: _Keeper) -> None:
         if kill.after_acks and not await self.party.acknowledge(kill.after_acks, PROGRESS_WITHIN_S):
             self.verdict.faults.append(f"no progress: not {kill.after_acks} texts were acknowledged within {PROGRESS_WITHIN_S:g} s")
-            self.verdict.faults += self.party._under_way()
+            self.verdict.faults += self.party.under_way()
             return
-        while not keeper.process.is_alive:
-            await trio.sleep(0.002)
+        if kill.after_queued:
+            await postgres.up()
+            postgres.kill(LONG_S)
+            await self.party.queue(kill.after_queued, QUEUED_WITHIN_S)
+        await keeper.up()
         self.party.burst(BURST)
         await trio.sleep(kill.delay_ms / 1000)
-        when = f"{kill.delay_ms:.1f} ms after " + (f"acknowledgement {kill.after_acks}" if kill.after_acks else "the kill before")
-        keeper.kill(kill.away_ms / 1000)
+        keeper.kill(0.0 if kill.after_queued else kill.away_ms / 1000)
+        if kill.after_queued:
+            postgres.away_for(kill.away_ms / 1000)
         self.verdict.kills[kill.what] += 1
-        counts = self.party.ledger.counts
-        away = f", away for {kill.away_ms:.0f} ms" if kill.away_ms else ""
-        self.tell(
-            f"{number:4} {trio.current_time() - self.began_at:6.1f} s {keeper.process.name} {when}{away}; "
-            f"{counts['sent']} sent, {counts['queued']} queued, {counts['put off']} put off, {len(self.party.ledger.texts)} written"
-        )
+        self.tell(f"{number:4} {trio.current_time() - self.began_at:6.1f} s {keeper.process.name} {kill}; {self._count()}")
 
-    async def _check(self, keepers: dict[str, list[_Keeper]], *, is_last: bool) -> None:
+    def _count(self) -> str:
+        counts = self.party.ledger.counts
+        return ", ".join(f"{counts[what]} {what}" for what in ("sent", "queued", "put off", "written"))
+
+    async def _check(self, keepers: Iterable[_Keeper], *, is_last: bool) -> None:
         # Everything is there again first: what a check finds is what is left, not what is away.
-        for process in self.world.processes:
-            with trio.move_on_after(PROGRESS_WITHIN_S):
-                while not process.is_alive:
-                    await trio.sleep(0.01)
+        with trio.move_on_after(PROGRESS_WITHIN_S):
+            for keeper in keepers:
+                await keeper.up()
         faults = [f"still under way after {SETTLE_WITHIN_S:g} s: {what}" for what in await self.party.settle(SETTLE_WITHIN_S)]
         self.verdict.faults += faults + await self.party.check(from_the_start=is_last)
         self.party.talks = True

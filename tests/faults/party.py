@@ -1,7 +1,7 @@
 """Four people with six devices, who talk in a pair, in another pair and in a group of all, at a bounded rate, into one ledger.
 
-alice and bob have two devices each; dan's takes "queued" for the end and repeats nothing that was queued. Rule: a check is made
-of a party that has fallen silent: whatever was said is answered, and every device has read up to the newest.
+alice and bob have two devices each; dan's phone and bob's laptop take "queued" for the end and repeat nothing that was queued.
+Rule: a check is made of a party that has fallen silent: whatever was said is answered, and every device has read up to the newest.
 """
 
 from __future__ import annotations
@@ -82,17 +82,27 @@ class Party:
             return True
         return False
 
+    async def queue(self, more: int, within_s: float) -> bool:
+        """Wait for that many more texts to be answered "queued"; False if they were not, as without Redis they are not."""
+        wanted = self.ledger.counts["queued"] + more
+        with trio.move_on_after(within_s):
+            while self.ledger.counts["queued"] < wanted:
+                await trio.sleep(0.001)
+            return True
+        return False
+
     async def settle(self, within_s: float) -> list[str]:
         """Fall silent, and wait until nothing is under way. What still was after that time, in words."""
         self.talks = False
         with trio.move_on_after(within_s):
-            while self._under_way():
+            while self.under_way():
                 for device in self.devices:
                     device.ping()
                 await trio.sleep(0.05)
-        return self._under_way()
+        return self.under_way()
 
-    def _under_way(self) -> list[str]:
+    def under_way(self) -> list[str]:
+        """What is not answered or has not arrived, in words."""
         newest = self.ledger.newest_sent
         found = [f"{device.name} is not live" for device in self.devices if not device.is_live]
         found += [
@@ -140,7 +150,7 @@ async def gather(door: Door, *, seed: int, rate: float) -> Party:
     ports = [urlsplit(url).port or 0 for url in door.urls]
     for person in signed_in:
         own = random.Random(rng.random())
-        devices.append(Device(person, ledger, ports, own, on_sent=party.on_sent, forgets_queued=person is dan))
+        devices.append(Device(person, ledger, ports, own, on_sent=party.on_sent, forgets_queued=person in (dan, others[1])))
     for conversation_id, user_ids in members.items():
         for user_id in user_ids:
             party._conversations.setdefault(user_id, []).append(conversation_id)
