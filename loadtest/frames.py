@@ -40,6 +40,18 @@ def masked_text(payload: bytes) -> bytes:
     return head + MASK + payload
 
 
+def client_frame(opcode: int, payload: bytes = b"", *, fin: bool = True, declared: int | None = None) -> bytes:
+    """Any masked frame, also one that no client should send: unfinished, or with another length than it has."""
+    size = len(payload) if declared is None else declared
+    if size < 126:
+        length = bytes((0x80 | size,))
+    elif size < 65536:
+        length = bytes((0x80 | 126,)) + size.to_bytes(2, "big")
+    else:
+        length = bytes((0x80 | 127,)) + size.to_bytes(8, "big")
+    return bytes(((0x80 if fin else 0) | opcode,)) + length + MASK + payload
+
+
 def split(data: bytes) -> tuple[list[bytes], bytes]:
     """The payloads of the whole text frames in `data`, and the rest that waits for more. Raises Closed on a closing frame."""
     payloads: list[bytes] = []

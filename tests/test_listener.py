@@ -181,8 +181,8 @@ async def test_one_address_has_fifty_places_until_it_signs_in() -> None:
         assert refused.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in refused
 
         address, port = streams[0].socket.getsockname()
-        admission.signed_in(address, port)
-        admission.signed_in(address, port)
+        admission.signed_in(address, port, "alice")
+        admission.signed_in(address, port, "alice")
         assert admission.strangers == 49
         streams.append(await connect(listener))
         await until(lambda: admission.strangers == 50)
@@ -190,6 +190,28 @@ async def test_one_address_has_fifty_places_until_it_signs_in() -> None:
         await streams[0].aclose()
         await streams[1].aclose()
         await until(lambda: admission.strangers == 49)
+
+
+def test_one_user_vouches_for_so_many_and_the_rest_stay_strangers() -> None:
+    admission = Admission(max_vouched=2, trusted_proxies=[ip_network("10.0.0.0/8")])
+    for port in range(4):
+        assert admission.enter("192.0.2.1", port)
+        admission.signed_in("192.0.2.1", port, "eve")
+    assert admission.strangers == 2
+    assert admission.enter("192.0.2.1", 9)
+    admission.signed_in("192.0.2.1", 9, "alice")
+    assert admission.strangers == 2, "others vouch for theirs"
+    admission.leave("192.0.2.1", 0)
+    admission.signed_in("192.0.2.1", 2, "eve")
+    assert admission.strangers == 1
+    for port in range(4):
+        assert admission.enter("10.1.2.3", port)
+        admission.signed_in("10.1.2.3", port, "eve")
+    assert admission.strangers == 1, "behind a proxy they are everybody's in turn"
+    for address, port in [("192.0.2.1", port) for port in (0, 1, 2, 3, 9)] + [("10.1.2.3", port) for port in range(4)]:
+        admission.leave(address, port)
+    assert admission.strangers == 0
+    assert not admission._of_user and not admission._vouched and not admission._of_neighbourhood
 
 
 async def test_stranger_over_the_bound_gets_no_handshake() -> None:

@@ -19,6 +19,7 @@ from uim.chat.offline import Offline
 from uim.chat.outbox import Outbox
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import RING_ENTRIES, Tailer
+from uim.chat.turns import Turns
 from uim.errors import Cut
 from uim.model.message import Entry
 from uim.store.redis import RedisLink
@@ -88,7 +89,7 @@ async def place_on(database_url: str, *, bus_is_up: bool) -> AsyncIterator[Place
             bus_is_up=lambda: bus_is_up,
         )
         alice, bob = await rooms.people("alice", "bob")
-        catchup = CatchUp(rooms.pool, tailer, no_queue(memberships))
+        catchup = CatchUp(rooms.pool, tailer, no_queue(memberships), Turns(4))
         async with trio.open_nursery() as nursery:
             await nursery.start(tailer.run)
             yield Place(rooms, tailer, switchboard, memberships, catchup, alice, bob, changed, ended)

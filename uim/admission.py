@@ -2,19 +2,24 @@
 
 A connection costs memory and a file descriptor before anybody has proved anything, so those are counted: in all, and
 per address, so that one host cannot take every place. Rule: a connection is in the count from its accept until its
-first successful authentication or its end, whichever comes first, and leaves it exactly once.
+first successful authentication or its end, whichever comes first, and leaves it exactly once. One account may vouch for
+so many at once and no more: the rest stay strangers, or its owner could open connections until nobody else can.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import Final, TypeVar
+
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 MAX_STRANGERS: Final = 1_000
 MAX_STRANGERS_PER_ADDRESS: Final = 50
+# Twenty devices with a socket each, and a browser's six for the rest on most of them.
+MAX_VOUCHED: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Admission:
         trusted_proxies: Iterable[IPv4Network | IPv6Network] = (),
         max_strangers: int = MAX_STRANGERS,
         max_per_address: int = MAX_STRANGERS_PER_ADDRESS,
+        max_vouched: int = MAX_VOUCHED,
     ) -> None:
         self._trusted_proxies = tuple(trusted_proxies)
         self._max_strangers = max_strangers
@@ -45,6 +51,10 @@ class Admission:
         # (address, port) → the neighbourhood it counts for; None for one that has no bound of its own.
         self._strangers: dict[tuple[str, int], str | None] = {}
         self._of_neighbourhood: Counter[str] = Counter()
+        self._max_vouched = max_vouched
+        # (address, port) → the user who signed in on it first, and how many each has.
+        self._vouched: dict[tuple[str, int], Hashable] = {}
+        self._of_user: Counter[Hashable] = Counter()
 
     @property
     def strangers(self) -> int:
@@ -63,18 +73,28 @@ class Admission:
         self._strangers[address, port] = neighbourhood
         return True
 
-    def signed_in(self, address: str, port: int) -> None:
-        """Take the connection out of the count; a second call, or one for an unknown connection, does nothing."""
-        neighbourhood = self._strangers.pop((address, port), None)
-        if neighbourhood is None:
-            return
-        self._of_neighbourhood[neighbourhood] -= 1
-        if not self._of_neighbourhood[neighbourhood]:
-            del self._of_neighbourhood[neighbourhood]
+    def signed_in(self, address: str, port: int, user: Hashable) -> None:
+        """Take the connection out of the count, unless this user has enough; a second call, or an unknown one, does nothing."""
+        connection = (address, port)
+        # What comes through a proxy is everybody's in turn.
+        if connection in self._strangers and self._strangers[connection] is not None:
+            if self._of_user.get(user, 0) >= self._max_vouched:
+                return
+            self._of_user[user] += 1
+            self._vouched[connection] = user
+        self._forget(connection)
 
     def leave(self, address: str, port: int) -> None:
-        """The connection has ended; nothing to do for one that had signed in."""
-        self.signed_in(address, port)
+        """The connection has ended."""
+        connection = (address, port)
+        self._forget(connection)
+        if connection in self._vouched:
+            _decrease(self._of_user, self._vouched.pop(connection))
+
+    def _forget(self, connection: tuple[str, int]) -> None:
+        neighbourhood = self._strangers.pop(connection, None)
+        if neighbourhood is not None:
+            _decrease(self._of_neighbourhood, neighbourhood)
 
     def _neighbourhood(self, address: str) -> str | None:
         if not address:
@@ -83,6 +103,12 @@ class Admission:
         if any(ip in network for network in self._trusted_proxies):
             return None
         return _neighbourhood_of(ip)
+
+
+def _decrease(counts: Counter[KeyT], key: KeyT) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def _neighbourhood_of(ip: IPv4Address | IPv6Address) -> str:

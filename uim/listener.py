@@ -28,6 +28,16 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 # Progress is judged by pieces of this size, so that a big answer to a slow but living reader is no stall.
 PIECE_BYTES: Final = 64 * 1024
 WEBSOCKET_PATH: Final = b"/ws"
+# RFC 9110 sets no bound; real clients send some twenty. Each costs its parser more than its bytes do.
+MAX_FIELDS: Final = 100
+# Told of at most so often, with their number: who is turned away must not fill the log as well.
+TOLD_EVERY_S: Final = 10.0
+# What the kernel holds for a reader that does not read; it would let that grow to megabytes. (It doubles this.)
+SEND_BUFFER_BYTES: Final = 256 * 1024
+# A peer that has gone without a word: asked after a minute of silence, given up after as long as a session's silence may last.
+ASKED_AFTER_S: Final = 60
+ASKED_EVERY_S: Final = 10
+GIVEN_UP_AFTER_S: Final = 90
 
 # h11 too ends a head at a bare line feed; were we stricter, the two would disagree about where a head ends.
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
@@ -163,6 +173,22 @@ class _Doors:
     websocket: Front | None
     admission: Admission
     deadlines: Deadlines
+    crowd: _Crowd
+
+
+class _Crowd:
+    """Those who were turned away, for the log."""
+
+    def __init__(self) -> None:
+        self._untold = 0
+        self._told_at = float("-inf")
+
+    def note(self, peer: Peer) -> None:
+        self._untold += 1
+        if trio.current_time() - self._told_at < TOLD_EVERY_S:
+            return
+        log.warning("too many connections that have not signed in", turned_away=self._untold, last=peer.address)
+        self._untold, self._told_at = 0, trio.current_time()
 
 
 async def serve(
@@ -181,7 +207,9 @@ async def serve(
     returns; then the socket is closed. Without `websocket`, `/ws` is a path like any other. Cancelled, connections are
     cancelled with it: cut the sessions and close accepting first, or their clients see a torn connection.
     """
-    doors = _Doors(tls, http, websocket, admission, deadlines or Deadlines())
+    for listening in listeners:
+        _bound(listening.socket)
+    doors = _Doors(tls, http, websocket, admission, deadlines or Deadlines(), _Crowd())
     async with trio.open_nursery() as conversations:
         async with trio.open_nursery() as accepting:
             listener = Listener(listeners, accepting.cancel_scope)
@@ -199,6 +227,7 @@ async def _answer(doors: _Doors, tcp: trio.SocketStream) -> None:
     except OSError:
         return  # It had gone before we looked.
     if not doors.admission.enter(peer.address, peer.port):
+        doors.crowd.note(peer)
         await _turn_away(tcp, peer)
         return
     try:
@@ -260,6 +289,8 @@ async def _read_head(stream: ByteStream) -> bytes | _Fault:
         if (end.end() if end else len(head)) > MAX_HEAD_BYTES:
             return _Fault(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a head has at most {MAX_HEAD_BYTES} bytes")
         if end:
+            if head.count(b"\n", 0, end.end()) > MAX_FIELDS + 2:
+                return _Fault(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a head has at most {MAX_FIELDS} fields")
             return bytes(head)
 
 
@@ -275,7 +306,6 @@ async def _refuse(stream: ByteStream, status: HTTPStatus, detail: str) -> None:
 
 
 async def _turn_away(tcp: trio.SocketStream, peer: Peer) -> None:
-    log.warning("too many connections that have not signed in", peer=peer.address)
     if peer.tls:
         return  # A handshake is what an attacker would like us to pay for.
     busy = refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "too many connections", retry_after_s=10)
@@ -303,6 +333,17 @@ def refusal(status: HTTPStatus, code: str, detail: str, *, retry_after_s: int | 
     if retry_after_s is not None:
         lines.append(f"Retry-After: {retry_after_s}")
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode("ascii")
+
+
+def _bound(listening: trio.socket.SocketType) -> None:
+    """What each connection inherits from the socket that it came through (tcp(7)): it costs nothing to accept."""
+    if listening.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, ASKED_AFTER_S)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASKED_EVERY_S)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GIVEN_UP_AFTER_S * 1000)
 
 
 def _peer_of(sock: trio.socket.SocketType, *, tls: bool) -> Peer:

@@ -15,10 +15,12 @@ receipts are stored, every socket gets 1012, and only then is the tree cancelled
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,6 +59,7 @@ from uim.live.arrivals import Arrivals, at_once
 from uim.live.upgrade import WebSocketFront
 from uim.log import get_logger
 from uim.metrics import Metrics
+from uim.model.person import Caller
 from uim.store import identity
 from uim.store.postgres import ConnectionLost, connect
 
@@ -105,6 +108,9 @@ def run(
                             stop=stop,
                         )
                     )
+                    # What was loaded stays: looking through it again is 50 ms, again and again, in which nothing else is done.
+                    gc.collect()
+                    gc.freeze()
                     on_ready()
 
     trio.run(main)
@@ -222,7 +228,14 @@ def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: C
     add_search(routes, house.search)
     add_sync(routes, house)
     add_openapi(routes, title="UIM", version=__version__)
-    register(app, routes, authenticate=door.authenticate, on_signed_in=admission.signed_in)
+
+    def turn_of(caller: Caller) -> AbstractAsyncContextManager[None]:
+        return house.turns.turn(caller.user_id)
+
+    def vouch(address: str, port: int, caller: Caller) -> None:
+        admission.signed_in(address, port, caller.user_id)
+
+    register(app, routes, authenticate=door.authenticate, on_signed_in=vouch, turn_of=turn_of)
     add_public_health(app, checkup, is_draining=stop.is_set)
     return app
 

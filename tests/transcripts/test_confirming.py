@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
 import trio
 
 from tests.house import Server
 from tests.transcripts.test_sync import all_stored, batches, ids, stored_cursor, two
 from uim.errors import Cut
+from uim.live.pacing import PRICES
+from uim.wire.frames import SyncRequest
 
 # -- rewind and skip ------------------------------------------------------------------------------------------------------
 
@@ -95,7 +98,10 @@ async def test_a_sync_request_without_a_request_id_is_refused_and_the_connection
     assert phone.contents() == ["still here?"]
 
 
-async def test_many_rewinds_at_once_never_take_the_connection_for_a_replaced_one(server: Server) -> None:
+async def test_many_rewinds_at_once_never_take_the_connection_for_a_replaced_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRICES, SyncRequest, 0)
     alice, bob, conversation_id = await two(server)
     laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
     spoken = await laptop.say_many(conversation_id, ["one", "two", "three"])

@@ -158,7 +158,7 @@ def told_ms(reason: str) -> int:
 @asynccontextmanager
 async def front_of(server: Server, arrivals: Arrivals, is_draining: Callable[[], bool] = lambda: False) -> AsyncIterator[str]:
     """Another way into the same house, with an admission of its own; its URL."""
-    front = WebSocketFront(server.house, arrivals=arrivals, on_signed_in=lambda address, port: None, is_draining=is_draining)
+    front = WebSocketFront(server.house, arrivals=arrivals, on_signed_in=lambda *_: None, is_draining=is_draining)
     sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         serve = partial(listener.serve, sockets, tls=None, http=front, websocket=front, admission=Admission())

@@ -307,7 +307,7 @@ async def test_removed_while_away_one_gets_all_up_to_the_removal_and_then_nothin
     await alice.call("DELETE", f"/api/conversations/{group_id}/participants/{bob.user_id}", expect=204)
     secret = await laptop.say(group_id, "bob may not")
     again = await bob.open("phone", last_sync_id=phone.cursor)
-    (page,) = await batches(again)
+    page = (await batches(again))[-1]  # before it perhaps one from the offline queue
     assert again.contents() == ["bob may read this"]
     assert again.entries[-1]["metadata"] == {"event": "participant_removed", "user_id": bob.user_id}
     assert page["payload"]["conversations"] == []

@@ -137,11 +137,11 @@ def add_accounts(
     door: SignInDoor,
     *,
     address_of: Callable[[quart.Request], str] = peer_address,
-    on_signed_in: Callable[[str, int], None] = lambda address, port: None,
+    on_signed_in: Callable[[str, int, UUID], None] = lambda address, port, user_id: None,
 ) -> None:
     """Add the routes under /api/auth.
 
-    `address_of` tells for whom failures are counted; `on_signed_in(address, port)` hears of each sign-in that needed no
+    `address_of` tells for whom failures are counted; `on_signed_in(address, port, user_id)` hears of each sign-in that needed no
     access token, by the address of the connection itself.
     """
     _add_sign_in(routes, accounts, door, address_of, on_signed_in)
@@ -153,12 +153,12 @@ def _add_sign_in(
     accounts: Accounts,
     door: SignInDoor,
     address_of: Callable[[quart.Request], str],
-    on_signed_in: Callable[[str, int], None],
+    on_signed_in: Callable[[str, int, UUID], None],
 ) -> None:
     async def signed_in(signing_in: Awaitable[SignedIn], status: int, *, by_cookie: bool) -> Response:
         done = await signing_in
         if (client := request.scope.get("client")) is not None:
-            on_signed_in(*client)
+            on_signed_in(*client, done.profile.user_id)
         if by_cookie:
             return _in_cookies(done, status, secure=door.origins.is_secure(request.scheme))
         return _in_body(done, status)

@@ -30,6 +30,7 @@ from uim.admission import Peer
 from uim.api.answers import problem_bytes
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+MAX_FIELDS: Final = 100
 # Longer than a stream's own goodbye, which is part of it.
 RECYCLE_S: Final = 5.0
 _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
@@ -111,7 +112,8 @@ class _HttpOnly(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         # h11 bounds a head that is not there yet; one that comes whole in one read may be larger.
-        if sum(len(name) + len(value) + 4 for name, value in request.headers) > MAX_HEAD_BYTES:
+        size = sum(len(name) + len(value) + 4 for name, value in request.headers)
+        if size > MAX_HEAD_BYTES or len(request.headers) > MAX_FIELDS:
             await self._send_error_response(431)
             await self.send(Closed())
             return

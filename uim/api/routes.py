@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -110,17 +111,19 @@ def register(
     routes: Routes,
     *,
     authenticate: Authenticate,
-    on_signed_in: Callable[[str, int], None] | None = None,
+    on_signed_in: Callable[[str, int, Any], None] | None = None,
+    turn_of: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
     handler_s: float = HANDLER_S,
 ) -> None:
     """Put every route into the application.
 
-    `authenticate(request)` finds the caller of a signed-in route or raises its refusal; `on_signed_in(address, port)`
-    hears of each success, by the address of the connection itself. A handler that takes more than `handler_s` is
+    `authenticate(request)` finds the caller of a signed-in route or raises its refusal; `on_signed_in(address, port, caller)`
+    hears of each success, by the address of the connection itself. Its handler runs inside `turn_of(caller)`, once its
+    body is there: who sends it drop by drop keeps nobody waiting. A handler that takes more than `handler_s` is
     cancelled and answers 503.
     """
     for route in routes:
-        view = _view(route, authenticate, on_signed_in, handler_s)
+        view = _view(route, authenticate, on_signed_in, turn_of, handler_s)
         rule = _PLACE.sub(r"<\1>", route.path)
         app.add_url_rule(rule, f"{route.method} {route.path}", view, methods=[route.method])
 
@@ -128,7 +131,8 @@ def register(
 def _view(
     route: Route,
     authenticate: Authenticate,
-    on_signed_in: Callable[[str, int], None] | None,
+    on_signed_in: Callable[[str, int, Any], None] | None,
+    turn_of: Callable[[Any], AbstractAsyncContextManager[None]] | None,
     handler_s: float,
 ) -> Callable[..., Awaitable[Response]]:
     async def find_caller() -> list[object]:
@@ -136,14 +140,15 @@ def _view(
             return []
         caller = await authenticate(quart.request)
         if on_signed_in is not None and (client := request.scope.get("client")) is not None:
-            on_signed_in(*client)
+            on_signed_in(*client, caller)
         return [caller]
 
     async def view(**places: str) -> Response:
         with trio.move_on_after(handler_s):
             callers = await find_caller()
             arguments = await _arguments(route, places)
-            value = await route.handler(*callers, **arguments)
+            async with turn_of(callers[0]) if turn_of is not None and callers else nullcontext():
+                value = await route.handler(*callers, **arguments)
             return value if isinstance(value, Response) else answer(value, route.status)
         raise UIMError("unavailable", "this took too long", retry_after_s=2.0)
 

@@ -19,6 +19,7 @@ import trio
 from uim.chat.offline import Offline
 from uim.chat.outbox import Outbox
 from uim.chat.tailer import Tailer
+from uim.chat.turns import Turns
 from uim.errors import UIMError
 from uim.model.message import Entry
 from uim.store import conversations, deletion, messages
@@ -49,8 +50,9 @@ class Batch:
 class CatchUp:
     """Reads pages for connections and for GET /api/sync."""
 
-    def __init__(self, pool: Pool, tailer: Tailer, offline: Offline) -> None:
+    def __init__(self, pool: Pool, tailer: Tailer, offline: Offline, turns: Turns) -> None:
         self._pool = pool
+        self._turns = turns
         self._tailer = tailer
         self._offline = offline
 
@@ -84,7 +86,9 @@ class CatchUp:
                 await trio.sleep(LOOK_AGAIN_S)
                 continue
             try:
-                batch = await self.read(user_id=outbox.user_id, after=outbox.sent)
+                # Twenty devices that come at once are one user, and others come too.
+                async with self._turns.turn(outbox.user_id):
+                    batch = await self.read(user_id=outbox.user_id, after=outbox.sent)
             except UIMError as refused:
                 if refused.code != "unavailable":
                     raise

@@ -8,7 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID, uuid4
+
+import trio
 
 from uim.chat.accounts import Accounts
 from uim.chat.announcements import Announcements
@@ -37,6 +40,7 @@ from uim.chat.spool import Spool
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.chat.tokens import Tokens
+from uim.chat.turns import Allowance, Turns
 from uim.chat.typing import Typing
 from uim.chat.words import Unread
 from uim.chat.writer import Writer
@@ -46,6 +50,12 @@ from uim.store.postgres import Pool
 from uim.store.receipts import Advance
 from uim.store.redis import RedisLink
 from uim.wire.codec import Codec
+
+OPEN_SENDS: Final = 64
+TURNS: Final = 4
+# Every device twice, then one a second.
+OPENINGS_SAVED: Final = 40.0
+OPENINGS_PER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,11 @@ class House:
     farewell: Farewell
     exports: Exports
     presence: Presence
+    # What one user may have under way: sends that wait for their commit, and what else waits for the database; and how often
+    # a user may connect.
+    open_sends: Turns
+    turns: Turns
+    openings: Allowance
 
 
 def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> House:
@@ -91,6 +106,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
     link = RedisLink(settings.redis_url)
     switchboard = Switchboard(devices_per_user=settings.devices_per_user)
     memberships = Memberships()
+    turns = Turns(TURNS)
     process_id = uuid4()
 
     def on_appended(entries: list[Entry]) -> None:
@@ -223,7 +239,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         spool=spool,
         tailer=tailer,
         offline=offline,
-        catchup=CatchUp(pool, tailer, offline),
+        catchup=CatchUp(pool, tailer, offline, turns),
         receipts=receipts,
         announcements=announcements,
         logins=logins,
@@ -240,6 +256,9 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         profiles=profiles,
         exports=Exports(settings.database_url),
         presence=presence,
+        open_sends=Turns(OPEN_SENDS),
+        turns=turns,
+        openings=Allowance(most=OPENINGS_SAVED, per_s=OPENINGS_PER_S, clock=trio.current_time),
         farewell=Farewell(
             pool=pool, writer=writer, accounts=accounts, logins=logins, on_pair_changed=on_made, on_forgotten=offline.forget
         ),

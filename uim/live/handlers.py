@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from uim.chat.memberships import Membership
 from uim.errors import UIMError, invalid, not_found
+from uim.live.pacing import REFUSED
 from uim.live.session import Session
 from uim.model.ids import rfc3339
 from uim.model.message import Draft, Posted, Queued
@@ -42,6 +43,7 @@ async def handle(session: Session, received: ClientFrame) -> None:
         await HANDLERS[type(received)](session, received)
     except UIMError as refusal:
         session.outbox.push(error_frame(refusal, request_id=received.request_id))
+        await session.pace.spend(REFUSED)
 
 
 async def ping(session: Session, received: HeartbeatPing) -> None:
@@ -56,7 +58,7 @@ async def ping(session: Session, received: HeartbeatPing) -> None:
 
 
 async def send(session: Session, received: MessageSend) -> None:
-    """Into the writer's line; the answer follows the commit. At most 64 of a connection are open: then reading waits."""
+    """Into the writer's line; the answer follows the commit. At most 64 of a user are open: then reading waits."""
     said = received.payload
     outbox = session.outbox
     client_message_id = said.client_message_id if said.client_message_id is not UNSET else said.message_id
@@ -65,14 +67,15 @@ async def send(session: Session, received: MessageSend) -> None:
         refer["client_message_id"] = client_message_id
     try:
         draft = _draft(session, received)
-        await session.open_sends.acquire()
+        await session.open_send()
         try:
             session.house.writer.submit(draft, _OpenSend(session, received.request_id, draft))
         except UIMError:
-            session.open_sends.release()
+            session.close_send()
             raise
     except UIMError as refusal:
         outbox.push(error_frame(refusal, **refer))
+        await session.pace.spend(REFUSED)
 
 
 def _draft(session: Session, received: MessageSend) -> Draft:
@@ -111,7 +114,7 @@ class _OpenSend:
     def __call__(self, what: Posted | Queued | UIMError) -> None:
         if self.is_open:
             self.is_open = False
-            self.session.open_sends.release()
+            self.session.close_send()
         self.session.outbox.push(_answered(self.draft, what, self.request_id))
 
 
@@ -173,11 +176,12 @@ async def choose_presence(session: Session, received: PresenceUpdate) -> None:
     columns: dict[str, str | bool | None] = {"availability": said.availability}
     if said.status_text is not UNSET:
         columns["status_text"] = said.status_text if said.status_text is None else check_text(said.status_text, "status_text")
-    with session.house.presence.answering(session.outbox) as answered:
-        profile = await session.house.profiles.change(caller, columns, current_password=None, address="")
-        state = State(caller.user_id, "online", profile.availability, None, profile.status_text)
-        session.outbox.push(frame("PRESENCE_UPDATE", {"users": [state]}, received.request_id))
-        answered(state)
+    async with session.house.turns.turn(caller.user_id):
+        with session.house.presence.answering(session.outbox) as answered:
+            profile = await session.house.profiles.change(caller, columns, current_password=None, address="")
+            state = State(caller.user_id, "online", profile.availability, None, profile.status_text)
+            session.outbox.push(frame("PRESENCE_UPDATE", {"users": [state]}, received.request_id))
+            answered(state)
 
 
 async def _membership(session: Session, conversation_id: UUID) -> Membership:
@@ -207,7 +211,8 @@ async def sync(session: Session, received: SyncRequest) -> None:
     """Rewind, or skip: raises connection_no, then pages with this request_id."""
     if received.request_id is None:
         raise invalid("request_id", "is required")
-    await session.sync_from(received.payload.last_sync_id, received.request_id)
+    async with session.house.turns.turn(session.caller.user_id):
+        await session.sync_from(received.payload.last_sync_id, received.request_id)
 
 
 Handler = Callable[[Session, Any], Awaitable[None]]

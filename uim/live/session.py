@@ -13,14 +13,15 @@ from uuid import UUID
 
 import structlog
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection
+from trio_websocket import ConnectionClosed
 
 from uim.chat.house import House
 from uim.chat.outbox import Outbox
 from uim.errors import Cut, UIMError
 from uim.live.arrivals import Arrivals, OverCapacity, Turn
 from uim.live.hello import Hello, session_ready
-from uim.live.sockets import FrameStream
+from uim.live.pacing import PRICES, REFUSED
+from uim.live.sockets import FrameStream, ServerSocket
 from uim.log import get_logger
 from uim.model.person import Caller
 from uim.store import cursors, messages
@@ -30,7 +31,6 @@ from uim.wire.frames import MAX_FRAME_IN_BYTES, ClientFrame, error_frame
 SILENCE_S: Final = 90.0
 GOODBYE_S: Final = 3.0
 LAST_WORDS_S: Final = 1.0
-OPEN_SENDS: Final = 64
 MALFORMED_ALLOWED: Final = 2
 MALFORMED_WITHIN_S: Final = 60.0
 DATABASE_REST_S: Final = 0.5
@@ -48,7 +48,7 @@ class Session:
     def __init__(
         self,
         house: House,
-        ws: WebSocketConnection,
+        ws: ServerSocket,
         stream: FrameStream,
         *,
         caller: Caller,
@@ -75,7 +75,8 @@ class Session:
         self._sync_request: str | None = None
         self.heard_at = trio.current_time()
         self._malformed_at: list[float] = []
-        self.open_sends = trio.Semaphore(OPEN_SENDS)
+        self.pace = ws.pace
+        self.sends_open = 0
         self.outbox = Outbox(
             user_id=caller.user_id,
             device_id=hello.device_id or caller.device_id,
@@ -89,10 +90,14 @@ class Session:
     def address(self) -> str | None:
         return self._client_info.get("ip_address")
 
-    @property
-    def sends_open(self) -> int:
-        """Sends of this connection that wait for their commit."""
-        return OPEN_SENDS - self.open_sends.value
+    async def open_send(self) -> None:
+        """Wait until this user may have one more send open."""
+        await self.house.open_sends.take(self.caller.user_id)
+        self.sends_open += 1
+
+    def close_send(self) -> None:
+        self.sends_open -= 1
+        self.house.open_sends.give_back(self.caller.user_id)
 
     def cut(self, reason: Cut) -> None:
         """End this connection from our side; the first reason counts. Does not await."""
@@ -147,6 +152,7 @@ class Session:
             await self.outbox.room()
             if isinstance(text, bytes):
                 self._count_malformed()
+                await self.pace.spend(REFUSED)
                 continue
             if len(text) > MAX_FRAME_IN_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_FRAME_IN_BYTES:
                 self.cut(Cut.TOO_BIG)
@@ -155,11 +161,15 @@ class Session:
                 frame = codec.decode(text)
             except Malformed as malformed:
                 self._count_malformed(malformed.request_id)
+                await self.pace.spend(REFUSED)
             except Refused as refused:
                 self.outbox.push(
                     error_frame(refused.error, request_id=refused.request_id, client_message_id=refused.client_message_id)
                 )
+                await self.pace.spend(REFUSED)
             else:
+                if price := PRICES.get(type(frame)):
+                    await self.pace.spend(price)
                 await self._handle(self, frame)
 
     async def _outbound(self) -> None:
@@ -314,6 +324,8 @@ class Session:
                     pass
         if not self._stream.torn and self._ws.closed is None:
             await self._ws.aclose(reason.close_code, self._words(reason))
+        elif not self._stream.torn:
+            await self._stream.aclose()  # trio-websocket has said why; to who still sends that would be lost in a reset
         self._stream.hang_up()
 
     def _words(self, reason: Cut) -> str:

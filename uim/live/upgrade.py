@@ -12,11 +12,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
 from typing import Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import trio
-from trio_websocket import ConnectionClosed, WebSocketRequest, wrap_server_stream
+from trio_websocket import ConnectionClosed, WebSocketRequest
 
 from uim.admission import Peer
 from uim.chat.callers import token_of
@@ -28,15 +28,13 @@ from uim.live import handlers
 from uim.live.arrivals import WAIT_S, Arrivals, OverCapacity
 from uim.live.hello import Hello, check_app_version, read_hello
 from uim.live.session import Session
-from uim.live.sockets import FrameStream
+from uim.live.sockets import FrameStream, ServerSocket
 from uim.log import get_logger
-from uim.wire.frames import MAX_FRAME_IN_BYTES
 
 # From the whole head on. After the wait in line, the database has ten seconds to say who it is.
 UPGRADE_WITHIN_S: Final = WAIT_S + 10.0
 GOODBYE_S: Final = 3.0
 SUBPROTOCOL: Final = "uim.v1"
-RECEIVE_BYTES: Final = 16 * 1024
 
 _UPGRADE: Final = re.compile(rb"\nupgrade:[ \t]*websocket", re.IGNORECASE)
 
@@ -47,7 +45,7 @@ class WebSocketFront:
     """The WebSocket front: called with (stream, peer), it serves that connection to its end."""
 
     def __init__(
-        self, house: House, *, arrivals: Arrivals, on_signed_in: Callable[[str, int], None], is_draining: Callable[[], bool]
+        self, house: House, *, arrivals: Arrivals, on_signed_in: Callable[[str, int, UUID], None], is_draining: Callable[[], bool]
     ) -> None:
         self._house = house
         self._arrivals = arrivals
@@ -65,10 +63,8 @@ class WebSocketFront:
             session = None
             # Who hangs up meanwhile is told nothing.
             with trio.move_on_after(UPGRADE_WITHIN_S), suppress(ConnectionClosed):
-                request = await wrap_server_stream(
-                    nursery, framed, message_queue_size=1, max_message_size=MAX_FRAME_IN_BYTES, receive_buffer_size=RECEIVE_BYTES
-                )
-                session = await self._admit(request, framed, peer)
+                ws = ServerSocket(framed)
+                session = await self._admit(await ws.requested(nursery), ws, framed, peer)
             if session is not None:
                 if self._is_draining():
                     session.cut(Cut.RESTART)  # the walk of the drain may have been over before
@@ -77,13 +73,14 @@ class WebSocketFront:
                 await framed.aclose()
             nursery.cancel_scope.cancel()
 
-    async def _admit(self, request: WebSocketRequest, framed: FrameStream, peer: Peer) -> Session | None:
+    async def _admit(self, request: WebSocketRequest, ws: ServerSocket, framed: FrameStream, peer: Peer) -> Session | None:
         """The session, its socket open; or None, the refusal told."""
         try:
             hello, claims = self._introduced(request, peer)
             # A token that we have signed is proof enough to wait in line: else all who come back at once would be strangers.
-            self._on_signed_in(peer.address, peer.port)
-            return await self._in_turn(request, framed, peer, hello, claims)
+            self._on_signed_in(peer.address, peer.port, claims.user_id)
+            self._check_often(claims.user_id)
+            return await self._in_turn(request, ws, framed, peer, hello, claims)
         except UIMError as refusal:
             await _refuse(request, refusal)
         except OverCapacity:
@@ -106,7 +103,7 @@ class WebSocketFront:
         return hello, house.logins.claims(token)
 
     async def _in_turn(
-        self, request: WebSocketRequest, framed: FrameStream, peer: Peer, hello: Hello, claims: AccessClaims
+        self, request: WebSocketRequest, ws: ServerSocket, framed: FrameStream, peer: Peer, hello: Hello, claims: AccessClaims
     ) -> Session:
         """A session that has its turn to open. Raises OverCapacity, and UIMError if the login has ended."""
         self._check_room()
@@ -116,7 +113,7 @@ class WebSocketFront:
             if not (hello.device_id or caller.device_id):
                 raise unavailable()  # which device this is only the database knows
             self._check_room()
-            ws = await request.accept(subprotocol=_subprotocol(request))
+            await request.accept(subprotocol=_subprotocol(request))
             unless_let_in.pop_all()
         return Session(
             self._house,
@@ -135,6 +132,10 @@ class WebSocketFront:
             turn=turn,
             handle=handlers.handle,
         )
+
+    def _check_often(self, user_id: UUID) -> None:
+        if wait_s := self._house.openings.spend(user_id):
+            raise UIMError("rate_limited", "this user connects too often", retry_after_s=wait_s)
 
     def _check_room(self) -> None:
         if self._is_draining() or self._house.switchboard.connections >= self._house.settings.max_connections:

@@ -18,6 +18,7 @@ from uim.wire.frames import ClientFrame
 KNOWN_TYPES: Final = frozenset(kind.__struct_config__.tag for kind in get_args(ClientFrame))
 # A name or a value as long as its frame must not come back in full, twice over.
 MAX_TOLD_CHARS: Final = 200
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 _FIELD: Final = re.compile(r" - at `\$\.?(?:payload\.?)?([^`]*)`$")
 _NAMED: Final = re.compile(r"field `([^`]+)`")
@@ -76,6 +77,7 @@ class Codec:
         try:
             # Python's own reading is wider than JSON in its constants, and narrower in its integers.
             shape = json.loads(text, parse_constant=_no_constant, parse_int=float)
+            lone = _lone_surrogate(shape)
         except (ValueError, RecursionError):
             return Malformed("not JSON")
         if not isinstance(shape, dict):
@@ -84,17 +86,16 @@ class Codec:
         if not isinstance(shape.get("type"), str) or not isinstance(shape.get("payload"), dict):
             return Malformed("without a type or a payload", request_id)
         client_message_id = _clean(shape["payload"].get("client_message_id", shape["payload"].get("message_id")))
-        return Refused(_refusal(shape, complaint), request_id, client_message_id)
+        return Refused(_refusal(shape, complaint, lone), request_id, client_message_id)
 
 
 def _no_constant(word: str) -> NoReturn:
     raise ValueError(word)
 
 
-def _refusal(shape: dict[str, Any], complaint: str) -> UIMError:
+def _refusal(shape: dict[str, Any], complaint: str, lone: str | None) -> UIMError:
     if shape["type"] not in KNOWN_TYPES:
         return UIMError("bad_request", "unknown frame type", field="type")
-    lone = _lone_surrogate(shape)
     if lone is not None:
         return invalid(_sayable(lone), "must not contain lone surrogates")
     why, field = field_of(complaint)
@@ -111,10 +112,11 @@ def _clean(value: object) -> str | None:
 def _lone_surrogate(value: object, path: str = "") -> str | None:
     """The path of the first string that no UTF-8 can hold."""
     if isinstance(value, str):
-        return path if any("\ud800" <= char <= "\udfff" for char in value) else None
+        return path if _SURROGATE.search(value) else None
     if isinstance(value, dict):
         for key, part in value.items():
-            inner = path if key == "payload" and not path else f"{path}.{key}".lstrip(".")
+            # Only so much is told; a long key would be copied at each level below it.
+            inner = path if key == "payload" and not path else f"{path}.{key}"[: MAX_TOLD_CHARS + 1].lstrip(".")
             found = (path or "payload") if _lone_surrogate(key) is not None else _lone_surrogate(part, inner)
             if found is not None:
                 return found
