@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,10 @@ from tests.house import settings_for as house_settings
 from tests.test_cli import environment, read_until, settings_for, started, uim
 from uim.admin import door
 from uim.admin.door import MAX_CONNECTIONS, Question
+from uim.admin.tasks import Tree
+from uim.cli.asking import NoAnswer, ask
 from uim.cli.binding import BindError, admin_socket
+from uim.config import SettingsError, read_operator_settings
 
 WITHIN_S = 10.0
 
@@ -177,11 +179,9 @@ async def test_an_answer_that_is_too_long_is_not_sent(path: Path) -> None:
 # --- the tree ---
 
 
-async def tasks_of(path: Path, *arguments: str) -> Any:
-    command = [sys.executable, "-m", "uim", "tasks", "--socket", str(path), "--json", *arguments]
-    with trio.fail_after(30):
-        ran = await trio.run_process(command, env=environment(), capture_stdout=True)
-    return json.loads(ran.stdout)
+async def tasks_of(path: Path, **more: Any) -> Any:
+    question = Question("tasks", **more)
+    return msgspec.to_builtins(await trio.to_thread.run_sync(lambda: ask(path, question, Tree)))
 
 
 def all_nodes(nodes: list[Any]) -> Iterator[Any]:
@@ -206,8 +206,9 @@ async def test_a_connection_is_told_with_its_user_its_outbox_and_where_its_tasks
     told = await tasks_of(path)
     assert "the secret text" not in json.dumps(told)
     rooms = {node["name"]: node for node in all_nodes(told["rooms"])}
-    for room in ("redis link", "log writer", "log tailer", "receipts and cursors", "redelivery", "presence", "listener", "admin socket"):
+    for room in ("redis link", "log writer", "announcements", "profiles", "redelivery", "presence", "listener", "admin socket"):
         assert rooms[room]["age_s"] >= 0
+    assert [name for name in rooms if name.startswith("uim.")] == [], "named by what they are"
     assert rooms["log writer"]["where"][0].startswith("uim/chat/writer.py:")
     assert " Writer." in rooms["log writer"]["where"][0]
     # Most to do first: bob's tablet has not confirmed.
@@ -224,9 +225,9 @@ async def test_a_connection_is_told_with_its_user_its_outbox_and_where_its_tasks
     crowd = {each["name"]: each["tasks"] for each in told["waiting"]}
     assert (crowd["inbound"], crowd["outbound"]) == (2, 2)
     for who in (bob.username.upper(), bob.user_id):
-        only = await tasks_of(path, "--user", who)
+        only = await tasks_of(path, user=who)
         assert [connection["device_id"] for connection in only["connections"]] == ["tablet"]
-    assert len((await tasks_of(path, "--most", "1"))["connections"]) == 1
+    assert len((await tasks_of(path, most=1))["connections"]) == 1
     await phone.roundtrip()
 
 
@@ -242,7 +243,7 @@ async def test_a_reader_that_takes_nothing_is_seen_waiting_to_be_written_to(serv
         with trio.fail_after(WITHIN_S):
             while outbox.live:
                 await trio.sleep(0.005)
-        (told,) = (await tasks_of(path, "--user", bob.username))["connections"]
+        (told,) = (await tasks_of(path, user=bob.username))["connections"]
     assert told["outbox"]["bytes"] > 256 * 1024
     assert told["outbox"]["live"] is False
     waits = {node["name"]: node["where"] for node in all_nodes([told["tree"]])}
@@ -285,9 +286,8 @@ def test_without_a_server_to_ask_it_is_wrong_use(tmp_path: Path, monkeypatch: py
     done = uim("tasks")
     assert done.returncode == 2
     assert "UIM_ADMIN_SOCKET" in done.stderr
-    done = uim("tasks", settings={"UIM_ADMIN_SOCKET": "x" * 200})
-    assert done.returncode == 2
-    assert "UIM_ADMIN_SOCKET is too long" in done.stderr
+    with pytest.raises(SettingsError, match="UIM_ADMIN_SOCKET is too long"):
+        read_operator_settings({"UIM_ADMIN_SOCKET": "x" * 200}, needs_database=False)
 
 
 def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_1(path: Path) -> None:
@@ -295,9 +295,8 @@ def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_1(path: Path) 
     assert (done.returncode, done.stderr) == (1, f"Error: no answer from {path}: no server runs there\n")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    done = uim("tasks", settings={"UIM_ADMIN_SOCKET": str(path)})
-    assert done.returncode == 1
-    assert "no server runs there any more" in done.stderr
+    with pytest.raises(NoAnswer, match="no server runs there any more"):
+        ask(path, Question("tasks"), Tree)
 
 
 @dataclass
@@ -326,7 +325,8 @@ def test_a_real_server_shows_its_rooms_and_survives_a_kill(database_url: str, re
         running.process.wait(10)
     assert path.exists()
     with a_server(database_url, redis_url, path) as running:
-        assert uim("tasks", settings={"UIM_ADMIN_SOCKET": str(path)}).returncode == 0
+        told = json.loads(uim("tasks", "--json", settings={"UIM_ADMIN_SOCKET": str(path)}).stdout)
+        assert told["process"] == running.process.pid
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(20) == 0
     assert not path.exists()

@@ -6,6 +6,7 @@ import json
 import re
 import urllib.request
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -219,6 +220,23 @@ async def test_an_id_that_is_not_there_is_told_why(server: Server, tmp_path: Pat
     assert "nobody.sock: no server runs there; what only that server knows is missing here" in said
 
 
+async def test_of_several_processes_each_tells_what_it_knows(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    paths = tmp_path / "one.sock", tmp_path / "other.sock"
+    first, second = [settings_for(database_url, redis_url, admin_socket=path) for path in paths]
+    second = replace(second, jwt_keys=first.jwt_keys)
+    async with serving(first) as one, serving(second) as other:
+        alice, bob = await one.register("alice"), await one.register("bob")
+        pair = await one.pair(alice, bob)
+        phone, tablet = await alice.connect("phone"), await bob.connect("tablet", to=other)
+        message_id = (await phone.say(pair, SECRET))["message_id"]
+        await tablet.expect("MESSAGE_RECEIVE", message_id=message_id)
+        await confirmed(outbox_of(other, bob, "tablet"), message_id)
+        said = await traced(one, message_id, paths[1])
+        holds(r"one\.sock:\n  accepted TIME over WebSocket session \S+, device phone\n  handed on TIME", said)
+        holds(r"other\.sock:\n  accepted elsewhere: by another process, .*\n  handed on TIME", said)
+        holds(r"    written TIME \(process \d+\)\n    confirmed TIME \(process \d+\)$", of_device(said, "tablet"))
+
+
 # --- the command, and servers of its own ---
 
 
@@ -254,7 +272,8 @@ def test_a_real_server_and_the_command(database_url: str, redis_url: str, tmp_pa
     assert "what only that server knows is missing here" in gone.stdout
 
 
-def test_what_is_no_id_is_wrong_use() -> None:
-    assert uim("trace", "one").returncode == 2
-    assert uim("trace", "7").returncode == 2, "without a database"
+def test_without_a_database_it_is_wrong_use() -> None:
+    done = uim("trace", "7")
+    assert done.returncode == 2
+    assert "UIM_DATABASE_URL is missing" in done.stderr
 

@@ -153,7 +153,8 @@ async def serve(
         if admin_socket is not None:
             await tree.start(desk.run, house, admin_socket)
         for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
-            await tree.start(room.run)
+            # By the room's own name, for two of them run the same function.
+            await tree.start(room.run, name=f"{type(room).__module__}.{type(room).__name__}.run")
         await tree.start(redelivery.run, house.switchboard)
         await tree.start(house.indexer.run)
         await tree.start(house.spool.run)

@@ -35,20 +35,13 @@ _NAMES: Final = {
     "uim.store.redis.RedisLink.run": "redis link",
     "uim.store.redis.RedisLink._pump": "redis pipelines",
     "uim.store.redis.RedisLink._listen": "redis subscription",
-    "uim.chat.bus.Bus.run": "bus",
     "uim.chat.writer.Writer.run": "log writer",
     "uim.chat.writer.Writer._come_back": "connecting again",
-    "uim.chat.spool.Spool.run": "spool",
     "uim.chat.tailer.Tailer.run": "log tailer",
     "uim.chat.receipts.Receipts.run": "receipts and cursors",
-    "uim.chat.announcements.Announcements.run": "announcements",
-    "uim.chat.profiles.Profiles.run": "profiles",
-    "uim.chat.redelivery.run": "redelivery",
+    "uim.chat.offline.Offline.run": "offline queue",
     "uim.chat.indexer.Indexer.run": "packing for search",
-    "uim.chat.typing.Typing.run": "typing",
-    "uim.chat.presence.Presence.run": "presence",
     "uim.chat.lastseen.LastSeen.run": "last seen",
-    "uim.chat.farewell.Farewell.run": "farewell",
     "uim.listener.serve": "listener",
     "uim.admin.desk.run": "admin socket",
     "uim.live.session.Session._outbound": "outbound",
@@ -250,7 +243,11 @@ def _name_of(task: trio.lowlevel.Task, frames: _Frames) -> str:
         return _NAMES[task.name]
     if task.name == _CONNECTION:
         return _connection_name(frames)
-    return task.name
+    parts = task.name.split(".")
+    if parts[0] != "uim" or len(parts) < 3:
+        return task.name
+    # uim.chat.bus.Bus._be_heard is "bus: be heard", uim.chat.spool.Spool.run is "spool".
+    return parts[2] if parts[-1] == "run" else f"{parts[2]}: {parts[-1].strip('_').replace('_', ' ')}"
 
 
 def _connection_name(frames: _Frames) -> str:
