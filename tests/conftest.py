@@ -27,6 +27,15 @@ from uim.store import migrations
 hypothesis.settings.register_profile("uim", deadline=None)
 hypothesis.settings.load_profile("uim")
 
+# The simulation (tests/simulation): how many seeds a plain run takes, and one seed alone.
+SEEDS = 40
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, default=SEEDS, help="how many seeds the simulation runs")
+    parser.addoption("--seed", type=int, default=None, help="the one seed that the simulation is to repeat")
+
+
 TEMPLATE = "uim_template"
 # Speed alone: nobody pulls the plug on a test. Durability itself is tested on a server of its own.
 POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300", "max_wal_size": "2GB"}

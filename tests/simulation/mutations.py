@@ -1,0 +1,240 @@
+"""Our code, broken on purpose, one rule at a time: what the simulation has to notice.
+
+Each mutation has the name of what it does wrong, the laws of which one must break, and how it is put in. Rule: a mutation that no
+longer fits the source fails loudly; one that the simulation no longer notices is a hole in the simulation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID
+
+from tests.simulation import store
+from tests.simulation.database import Connection, now
+from uim.chat import memberships
+from uim.chat.catchup import CatchUp
+from uim.chat.outbox import Outbox
+from uim.chat.receipts import Receipts
+from uim.chat.tailer import Tailer
+from uim.chat.writer import Writer
+from uim.store import cursors, messages
+from uim.store.cursors import Move
+from uim.store.messages import Outcome, Page
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    laws: frozenset[str]
+    put_in: Callable[[], AbstractContextManager[Any]]
+
+
+def edited(owner: type, method: str, *changes: tuple[str, str]) -> AbstractContextManager[Any]:
+    """The method with some of its text replaced; each text stands in it exactly once."""
+    function = getattr(owner, method)
+    source = "class Mutated:\n" + inspect.getsource(function)
+    for old, new in changes:
+        assert source.count(old) == 1, f"{owner.__name__}.{method} no longer has {old!r}: let the mutation follow"
+        source = source.replace(old, new)
+    made: dict[str, Any] = {}
+    exec(compile(source, f"<{owner.__name__}.{method}, mutated>", "exec"), function.__globals__, made)
+    return patch.object(owner, method, vars(made["Mutated"])[method])
+
+
+def stood_in(module: Any, **functions: Any) -> AbstractContextManager[Any]:
+    """Other stand-ins for functions of the store."""
+    return patch.dict(store.STAND_INS[module], functions)
+
+
+# -- the writer -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _acks_before_the_commit() -> Iterator[None]:
+    async def append(tx: Connection, drafts: Sequence[Any]) -> list[Outcome]:
+        """As with synchronous_commit off: the answer is there before the commit, which may fail."""
+        outcomes = tx.database.tables.copy().append(drafts, now())
+        try:
+            await store.append(tx, drafts)
+        except Exception:
+            if tx.database.chance.random() < 0.5:
+                raise
+        return outcomes
+
+    with stood_in(messages, append=append):
+        yield
+
+
+@contextmanager
+def _repeats_under_another_id() -> Iterator[None]:
+    tried: set[str] = set()
+
+    async def append(tx: Connection, drafts: Sequence[Any]) -> list[Outcome]:
+        keyed = [
+            replace(draft, client_message_id=f"{draft.client_message_id}/2") if draft.client_message_id in tried else draft
+            for draft in drafts
+        ]
+        tried.update(draft.client_message_id for draft in drafts)
+        return await store.append(tx, keyed)
+
+    with stood_in(messages, append=append):
+        yield
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _takes_the_head_from_another_snapshot() -> Iterator[None]:
+    async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> Page:
+        page = await store.page_after(tx, user_id=user_id, after=after, limit=limit)
+        return page if page.full else Page(page.entries, max(after, await store.head(tx)), False)
+
+    with stood_in(messages, page_after=page_after):
+        yield
+
+
+@contextmanager
+def _moves_a_replaced_cursor() -> Iterator[None]:
+    async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
+        def unfenced(tables: Any) -> set[tuple[UUID, str]]:
+            known = [each for each in moves if (each.user_id, each.device_id) in tables.cursors]
+            numbers = [tables.cursors[each.user_id, each.device_id].connection_no for each in known]
+            return tables.move([replace(each, connection_no=number) for each, number in zip(known, numbers, strict=True)])
+
+        return await tx.change("move", unfenced)
+
+    with stood_in(cursors, move=move):
+        yield
+
+
+@contextmanager
+def _opens_at_the_head_where_nothing_was_asked() -> Iterator[None]:
+    async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Any:
+        # What least() does with null.
+        return await tx.change(
+            f"open_cursor:{asked}",
+            lambda tables: tables.open_cursor(
+                user_id=user_id, device_id=device_id, asked=tables.last_id if asked is None else asked, now=now()
+            ),
+        )
+
+    with stood_in(cursors, open_cursor=open_cursor):
+        yield
+
+
+MUTATIONS = [
+    Mutation("the writer acknowledges before the commit", frozenset({"ACK", "LOSS", "ONCE"}), _acks_before_the_commit),
+    Mutation("the writer repeats under another client_message_id", frozenset({"ONCE", "ACK"}), _repeats_under_another_id),
+    Mutation(
+        "the writer takes a lost answer for a commit",
+        frozenset({"ACK", "LOSS", "ONCE", "LEAK"}),
+        lambda: edited(
+            Writer, "_append",
+            ("                if not says_away(error):",
+             "                if says_away(error):\n"
+             "                    tables = self._tx.database.tables\n"
+             "                    guessed = tables.copy().append([text.draft for text in batch], tables.last_at)\n"
+             "                    self._tell(batch, guessed)\n"
+             "                    return\n"
+             "                if not says_away(error):"),
+        ),
+    ),
+    Mutation(
+        "the tailer skips a hole",
+        frozenset({"GAP", "LOSS"}),
+        lambda: edited(
+            Tailer, "_step",
+            ("            if self.position + 1 not in self._pending:\n                await self._read_on()",
+             "            if self.position + 1 not in self._pending:\n                self.position = min(self._pending) - 1"),
+        ),
+    ),
+    Mutation(
+        "memberships are loaded after the entry is handed on",
+        frozenset({"GAP", "LOSS"}),
+        lambda: edited(
+            Tailer, "_hand_on",
+            ("            self._memberships.learn(unknown, found)\n", ""),
+            ("            self._pass(entry)\n",
+             "            if entry.conversation_id in unknown:\n"
+             "                self.position = entry.message_id\n"
+             "            else:\n"
+             "                self._pass(entry)\n"
+             "        if unknown:\n"
+             "            self._memberships.learn(unknown, found)\n"),
+        ),
+    ),
+    Mutation(
+        "the ring is taken for long enough",
+        frozenset({"GAP", "LOSS"}),
+        lambda: edited(Tailer, "since", ("if not self.ring or self.ring[0].message_id > position + 1:", "if not self.ring:")),
+    ),
+    Mutation(
+        "going live without a look at the position",
+        frozenset({"GAP", "LOSS"}),
+        lambda: edited(
+            CatchUp, "_push", ("None if batch.full else self._tailer.since(batch.position, outbox.user_id)", "None if batch.full else []")
+        ),
+    ),
+    Mutation("the head comes from another snapshot than the page", frozenset({"GAP", "CURSOR"}), _takes_the_head_from_another_snapshot),
+    Mutation(
+        "a live connection takes ids that it was sent already",
+        frozenset({"ORDER"}),
+        lambda: edited(Outbox, "offer", (" or entry.message_id <= self.sent:", ":")),
+    ),
+    Mutation(
+        "a full outbox drops an entry",
+        frozenset({"GAP", "LOSS"}),
+        lambda: edited(Outbox, "offer", ("            self.fall_back()\n", "            self.sent = entry.message_id\n")),
+    ),
+    Mutation(
+        "an outbox without a bound",
+        frozenset({"BOUND"}),
+        lambda: edited(Outbox, "offer", ("if self.size > MAX_BYTES or len(self.unconfirmed) >= MAX_UNCONFIRMED:", "if False:")),
+    ),
+    Mutation(
+        "a resend goes on from what was sent",
+        frozenset({"AGAIN", "STUCK"}),
+        lambda: edited(Outbox, "send_again", ("        self.sent = self.confirmed\n", "")),
+    ),
+    Mutation(
+        "SYNC_REQUEST keeps what was confirmed before",
+        frozenset({"GAP", "ORDER", "LOSS"}),
+        lambda: edited(Outbox, "start_at", ("self.sent = self.told = self.confirmed = position", "self.sent = self.told = position")),
+    ),
+    Mutation(
+        "who leaves is still told",
+        frozenset({"LEAK"}),
+        lambda: patch.object(memberships, "LEAVES", frozenset()),
+    ),
+    Mutation(
+        "who joins is not told",
+        frozenset({"GAP"}),
+        lambda: patch.object(memberships, "JOINS", frozenset()),
+    ),
+    Mutation(
+        "a cursor is stored before its receipts",
+        frozenset({"MARK", "STUCK"}),
+        lambda: edited(
+            Receipts, "flush",
+            ("                unread = await self._unread(tx, advances)\n"
+             "                replaced = await cursors.move(tx, list(moves.values())) if moves else set()\n",
+             "                unread = await self._unread(tx, advances)\n"),
+            ("                advances = await receipts.advance(tx, marks)\n",
+             "                replaced = await cursors.move(tx, list(moves.values())) if moves else set()\n"
+             "                advances = await receipts.advance(tx, marks)\n"),
+        ),
+    ),
+    Mutation(
+        "a cursor is stored past what is confirmed",
+        frozenset({"CURSOR"}),
+        lambda: edited(Receipts, "confirmed", ("self.keep_cursor(outbox, message_id)", "self.keep_cursor(outbox, outbox.sent)")),
+    ),
+    Mutation("a replaced connection still moves the cursor", frozenset({"CURSOR"}), _moves_a_replaced_cursor),
+    Mutation("a device without a position starts at the head", frozenset({"CURSOR", "MARK", "LOSS"}), _opens_at_the_head_where_nothing_was_asked),
+]  # fmt: skip
