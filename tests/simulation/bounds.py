@@ -11,9 +11,10 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.laws import Observer
-from uim.chat import catchup, memberships, outbox, tailer, writer
+from uim.chat import catchup, memberships, outbox, spool, tailer, writer
 from uim.chat.outbox import Outbox
 from uim.chat.receipts import Receipts
+from uim.chat.spool import Spool
 from uim.chat.tailer import Tailer
 from uim.chat.writer import Writer
 
@@ -22,14 +23,17 @@ SMALL: list[tuple[Any, str, int]] = [
     (outbox, "MAX_UNCONFIRMED", 24),
     (outbox, "MAX_UNCONFIRMED_IN_PAGES", 16),
     (catchup, "PAGE_BYTES", 4 * 1024),
-    (tailer, "RING_ENTRIES", 8),
+    (tailer, "RING_ENTRIES", 5),
     (tailer, "READ_ENTRIES", 12),
     (tailer, "HAND_ON_AT_ONCE", 5),
     (writer, "MAX_BATCH", 6),
+    (spool, "MAX_BATCH", 3),
     (writer, "MAX_WAITING", 24),
-    (memberships, "MAX_CONVERSATIONS", 2),
+    (memberships, "MAX_CONVERSATIONS", 3),
 ]
 SMALL_PAGE = 8
+SMALL_SPOOL_BYTES = 8 * 1024
+LEAST_SPOOLED_BYTES = 80
 # Answers to what a connection may have open, and one entry more than fits.
 ANSWERS_BYTES = 64 * 512
 ENTRY_BYTES = 4 * 1024
@@ -43,6 +47,8 @@ def watched(observer: Observer, *, is_small: bool) -> Iterator[None]:
                 stack.enter_context(patch.object(module, name, value))
             given = {**(catchup.CatchUp.read.__kwdefaults__ or {}), "limit": SMALL_PAGE}
             stack.enter_context(patch.object(catchup.CatchUp.read, "__kwdefaults__", given))
+            given = {**(Spool.__init__.__kwdefaults__ or {}), "max_bytes": SMALL_SPOOL_BYTES}
+            stack.enter_context(patch.object(Spool.__init__, "__kwdefaults__", given))
         for owner, method, look in (
             (Outbox, "push", _outbox),
             (Outbox, "receipts", _outbox),
@@ -87,9 +93,14 @@ def _tailer(room: Tailer) -> list[tuple[str, int, int]]:
 
 
 def _writer(room: Writer) -> list[tuple[str, int, int]]:
+    # What was taken to be queued, and could not be, goes back before what has come meanwhile.
+    line_most = 2 * writer.MAX_WAITING + writer.MAX_BATCH
+    spooled_most = (Spool.__init__.__kwdefaults__ or {})["max_bytes"] // LEAST_SPOOLED_BYTES
     return [
-        ("waiting for the writer", room.waiting, writer.MAX_WAITING),
-        ("origins of texts", len(room._origins), writer.MAX_WAITING + writer.MAX_BATCH + 1),
+        ("waiting for the writer", room.waiting, line_most),
+        ("waiting for the database", len(room._kept), spooled_most + line_most),
+        ("queued", room.queued, spooled_most),
+        ("origins of texts", len(room._origins), spooled_most + line_most + writer.MAX_BATCH),
         ("origins found", len(room._found), writer.MAX_BATCH + 1),
     ]
 

@@ -18,11 +18,11 @@ import trio
 from psycopg.pq import TransactionStatus
 
 from tests.simulation.tables import Tables
+from uim.store.postgres import USUAL, Deadlines, NoAnswer
 
 T = TypeVar("T")
 
 WALL_CLOCK_AT_START = 1_800_000_000.0
-ANSWER_WITHIN_S = 5.0
 STATEMENT_TIMEOUT_S = 4.0
 SLOW_TIMES = 400
 
@@ -58,14 +58,24 @@ class Database:
         self.pace_s = 0.002
         self._writing: Connection | None = None
         self._free = trio.Event()
-        self.connections = 0
+        self._draining: Connection | None = None
 
-    async def connect(self, process: str, name: str) -> Connection:
+    async def connect(self, process: str, name: str, deadlines: Deadlines = USUAL) -> Connection:
         """Raises psycopg.OperationalError where the process cannot reach it."""
         connection = Connection(self, process, name)
-        await connection.travel("connect")
-        self.connections += 1
+        connection.answer_within_s = deadlines.connect_s
+        try:
+            await connection.travel("connect")
+        except NoAnswer:
+            raise psycopg.OperationalError("no connection to the database") from None
+        connection.answer_within_s = deadlines.answer_s
         return connection
+
+    def take_turn(self, connection: Connection) -> bool:
+        """A second lock, which nobody waits for; held to the transaction's end."""
+        if self._draining is None:
+            self._draining = connection
+        return self._draining is connection
 
     async def lock(self, connection: Connection) -> Tables:
         """The right to write, and a copy to write to. A statement that waits too long for it fails."""
@@ -80,6 +90,8 @@ class Database:
         return self.tables.copy()
 
     def unlock(self, connection: Connection) -> None:
+        if self._draining is connection:
+            self._draining = None
         if self._writing is connection:
             self._writing = None
             self._free.set()
@@ -92,13 +104,12 @@ class Database:
 class Connection:
     """What our rooms see of psycopg's connection. `process`: whose it is."""
 
-    answer_within_s = ANSWER_WITHIN_S
-
     def __init__(self, database: Database, process: str, name: str) -> None:
         self.database = database
         self.process = process
         self.name = name
         self.closed = False
+        self.answer_within_s = USUAL.answer_s
         self.idle_since = 0.0
         self.pgconn = self
         self.transaction_status = TransactionStatus.IDLE
@@ -108,6 +119,12 @@ class Connection:
     def finish(self) -> None:
         self.closed = True
         self.database.unlock(self)
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.finish()
 
     def looks_dead(self) -> bool:
         return self.closed or self.transaction_status != TransactionStatus.IDLE
@@ -188,11 +205,12 @@ class Connection:
     async def _pass(self, what: str, point: str) -> None:
         trouble = self.database.trouble
         happens = trouble.at(self.process, f"{point} {self.name} {what}")
+        is_hung = False
         try:
             await trio.sleep(self.database.chance.random() * self.database.pace_s * (SLOW_TIMES if happens == "slow" else 1))
             if happens == "hang" or trouble.reach(self.process) == "hung":
                 await trio.sleep(self.answer_within_s)
-                self._lost("no answer from the database")
+                is_hung = True
         except trio.Cancelled:
             self.finish()
             raise
@@ -200,6 +218,9 @@ class Connection:
             self._die()
         if happens == "kill":
             self._die()
+        if is_hung:
+            self.finish()
+            raise NoAnswer("no answer from the database")
         if self.closed:
             raise psycopg.OperationalError("the connection is closed")
         if happens == "reset" or trouble.reach(self.process) == "refused":

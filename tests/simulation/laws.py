@@ -3,10 +3,10 @@
 ACK     what was acknowledged stands in the log, where and as it was said
 ONCE    one entry for one client_message_id
 LOG     ids and each conversation's seq without a gap, in commit order, nothing changed afterwards
-ORDER   on a connection entries come first in the log's order, and live ones only once it has caught up
+ORDER   what a connection says stands in the order said; what comes comes in the log's, live only once it has caught up
 GAP     a position that a device is told is complete
 LEAK    nothing is seen from outside a stay
-LOSS    in the end every device has all that it is owed, as it was said
+LOSS    in the end every device has all that it is owed, as it was said; and what was queued is in the log
 CURSOR  a stored cursor moves only forward, but for a rewind, and never past what its device has
 MARK    a watermark moves only forward, never past what the user has, and is told only once it is stored
 AGAIN   what a device does not confirm comes again
@@ -67,7 +67,9 @@ class Text:
     conversation_id: UUID
     content: str
     tries: int = 0
-    queued: bool = False
+    queued_at: int = 0
+    is_trusted: bool = False
+    on: list[str] = field(default_factory=list)
     verdict: str = "open"
     message_id: int = 0
     sent_at: float = 0.0
@@ -222,11 +224,20 @@ class Observer:
         """What is still to come before the world is at rest; each as a sentence."""
         still = [f"{text.device} waits for the answer to {text.client_id}" for text in self.texts.values() if text.verdict == "open"
                  and text.client_id in text.device.outbox]  # fmt: skip
+        still += [f"{text.client_id} was queued and is not in the log" for text in self.texts.values()
+                  if text.is_trusted and text.verdict == "open" and not self._is_settled(text)]  # fmt: skip
         for device in self.devices.values():
             if missing := self.missing(device, self.tables.last_id):
                 still.append(f"{device} has not {missing}")
             still += self._behind(device)
         return still
+
+    def _is_settled(self, text: Text) -> bool:
+        """In the log; or refused at the drain, which is told to nobody: then its sender has been out since."""
+        if (text.device.user_id, text.client_id) in self.tables.by_client_id:
+            return True
+        stays = self.tables.stays.get((text.conversation_id, text.device.user_id), ())
+        return any(left is not None and left > text.queued_at for _, left in stays)
 
     def _behind(self, device: Device) -> list[str]:
         seen = self.visible(device.user_id, 0, self.tables.last_id)
@@ -252,11 +263,25 @@ class Observer:
                 self.breaks("LOSS", f"{text.client_id} was acknowledged as {text.message_id}; in the log it is {row_id}")
             if text.verdict == "refused" and text.tries == 1 and row_id is not None:
                 self.breaks("ACK", f"{text.client_id} was refused, yet it is entry {row_id}")
+            if text.is_trusted and text.verdict == "open" and not self._is_settled(text):
+                self.breaks("LOSS", f"{text.client_id} was queued, and it is not in the log")
+        self._check_turns()
         for device in self.devices.values():
             if missing := self.missing(device, self.tables.last_id):
                 self.breaks("LOSS", f"{device} has not {missing}")
         for why in self.unsettled():
             self.breaks("STUCK", why)
+
+    def _check_turns(self) -> None:
+        """What one connection said, and nobody had to repeat, stands in the log in the order in which it was said."""
+        said: dict[str, int] = {}
+        for text in self.texts.values():
+            at = self.tables.by_client_id.get((text.device.user_id, text.client_id))
+            if at is None or text.tries != 1:
+                continue
+            if at < said.get(text.on[0], 0):
+                self.breaks("ORDER", f"{text.client_id} is entry {at}, what {text.on[0]} had said before is {said[text.on[0]]}")
+            said[text.on[0]] = at
 
 
 def _asked(what: str) -> int | None:

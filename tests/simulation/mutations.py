@@ -114,7 +114,7 @@ def _moves_a_replaced_cursor() -> Iterator[None]:
 
 
 @contextmanager
-def _opens_at_the_head_where_nothing_was_asked() -> Iterator[None]:
+def _opens_at_the_head() -> Iterator[None]:
     async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Any:
         # What least() does with null.
         return await tx.change(
@@ -136,13 +136,12 @@ MUTATIONS = [
         frozenset({"ACK", "LOSS", "ONCE", "LEAK"}),
         lambda: edited(
             Writer, "_append",
-            ("                if not says_away(error):",
-             "                if says_away(error):\n"
-             "                    tables = self._tx.database.tables\n"
-             "                    guessed = tables.copy().append([text.draft for text in batch], tables.last_at)\n"
-             "                    self._tell(batch, guessed)\n"
-             "                    return\n"
-             "                if not says_away(error):"),
+            ("        except ConnectionLost as lost:\n",
+             "        except ConnectionLost as lost:\n"
+             "            tables = self._tx.database.tables\n"
+             "            self._tell(batch, drafts, tables.copy().append(drafts, tables.last_at))\n"
+             "            self._lose(lost)\n"
+             "            return\n"),
         ),
     ),
     Mutation(
@@ -214,7 +213,7 @@ MUTATIONS = [
     ),
     Mutation(
         "who joins is not told",
-        frozenset({"GAP"}),
+        frozenset({"GAP", "CURSOR"}),
         lambda: patch.object(memberships, "JOINS", frozenset()),
     ),
     Mutation(
@@ -222,19 +221,14 @@ MUTATIONS = [
         frozenset({"MARK", "STUCK"}),
         lambda: edited(
             Receipts, "flush",
-            ("                unread = await self._unread(tx, advances)\n"
-             "                replaced = await cursors.move(tx, list(moves.values())) if moves else set()\n",
-             "                unread = await self._unread(tx, advances)\n"),
-            ("                advances = await receipts.advance(tx, marks)\n",
-             "                replaced = await cursors.move(tx, list(moves.values())) if moves else set()\n"
-             "                advances = await receipts.advance(tx, marks)\n"),
+            ("            await self._store(marks)\n", "            await self._move(moves)\n            await self._store(marks)\n"),
         ),
     ),
     Mutation(
         "a cursor is stored past what is confirmed",
-        frozenset({"CURSOR"}),
+        frozenset({"CURSOR", "MARK"}),
         lambda: edited(Receipts, "confirmed", ("self.keep_cursor(outbox, message_id)", "self.keep_cursor(outbox, outbox.sent)")),
     ),
     Mutation("a replaced connection still moves the cursor", frozenset({"CURSOR"}), _moves_a_replaced_cursor),
-    Mutation("a device without a position starts at the head", frozenset({"CURSOR", "MARK", "LOSS"}), _opens_at_the_head_where_nothing_was_asked),
+    Mutation("a device without a position starts at the head", frozenset({"CURSOR", "MARK", "LOSS"}), _opens_at_the_head),
 ]  # fmt: skip

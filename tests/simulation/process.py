@@ -84,7 +84,9 @@ class Process:
         for room in rooms:
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)
+        await tree.start(house.spool.run)
         await tree.start(house.typing.run)
+        await tree.start(house.offline.run)
         self._front = WebSocketFront(house, on_signed_in=lambda address, port: None, is_draining=lambda: False)
         self.rooms = self.tasks()
         self.is_serving = True

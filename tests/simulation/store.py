@@ -15,7 +15,7 @@ from tests.simulation.database import Connection, now
 from uim.errors import UIMError
 from uim.model.conversation import ConversationView, Room
 from uim.model.message import Draft, Entry
-from uim.store import blocks, conversations, cursors, deletion, epochs, logins, messages, receipts, seats
+from uim.store import blocks, conversations, cursors, deletion, epochs, logins, messages, receipts, seats, spool, words
 from uim.store.cursors import Move, Opened
 from uim.store.logins import LiveLogin
 from uim.store.messages import Outcome, Page, Stays
@@ -102,6 +102,34 @@ async def newest_between(tx: Connection, *, user_id: UUID, after: int, up_to: in
     return await tx.ask("newest_between", lambda tables: tables.newest_between(user_id=user_id, after=after, up_to=up_to))
 
 
+# -- the bus's words, and the spool -----------------------------------------------------------------------------------------
+
+
+async def keep_word(tx: Connection, *, process_id: UUID, number: int, word: bytes) -> None:
+    await tx.change("keep_word", lambda tables: tables.keep_word(process_id, number, word, now()))
+
+
+async def newest_words(tx: Connection) -> dict[UUID, int]:
+    return await tx.ask("newest_words", lambda tables: tables.newest_words())
+
+
+async def words_above(
+    tx: Connection, up_to: Mapping[UUID, int], *, within_s: float, behind: words.Read | None = None
+) -> list[words.Read]:
+    since = now() - timedelta(seconds=within_s)
+    return await tx.ask(
+        "words_above", lambda tables: tables.words_above(up_to, since=since, behind=behind, limit=words.READ_AT_ONCE)
+    )
+
+
+async def forget_words(tx: Connection) -> None:
+    await tx.change("forget_words", lambda tables: tables.forget_words(now() - timedelta(seconds=words.KEPT_S)))
+
+
+async def take_turn(tx: Connection) -> bool:
+    return await tx.ask("take_turn", lambda tables: tx.database.take_turn(tx))
+
+
 # -- conversations ------------------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +154,7 @@ async def is_member(tx: Connection, *, user_id: UUID, conversation_id: UUID) -> 
 
 
 async def hidden_of(tx: Connection, *, user_id: UUID, message_ids: Sequence[int]) -> frozenset[int]:
-    return frozenset()  # nothing is hidden in these worlds
+    return await tx.ask("hidden_of", lambda tables: frozenset())  # nothing is hidden in these worlds
 
 
 async def around(tx: Connection, user_id: UUID) -> tuple[set[UUID], set[UUID]]:
@@ -247,6 +275,8 @@ STAND_INS: dict[ModuleType, dict[str, Function]] = {
     deletion: {"hidden_of": hidden_of},
     blocks: {"around": around},
     logins: {"living": living_login, "ended_since": ended_since},
+    words: {"keep": keep_word, "newest": newest_words, "above": words_above, "forget": forget_words},
+    spool: {"take_turn": take_turn},
     seats: {
         "locked": locked, "made_under": made_under, "of_pair": of_pair, "open_pair": open_pair, "insert_group": insert_group,
         "seat": seat, "unseat": unseat, "set_role": set_role, "set_name": set_name, "touch": touch, "end": end,

@@ -21,6 +21,7 @@ from uim.model.message import Draft, Entry
 from uim.store.cursors import Move, Opened
 from uim.store.messages import Outcome, Page, Stays
 from uim.store.receipts import Advance
+from uim.store.words import Read
 from uim.wire.frames import message_object
 
 END = 9007199254740991
@@ -101,6 +102,7 @@ class Tables:
     receipts: dict[tuple[UUID, UUID, str], tuple[tuple[int, int], ...]] = field(default_factory=dict)
     blocks: dict[tuple[UUID, UUID], None] = field(default_factory=dict)
     logins: dict[UUID, tuple[UUID, str]] = field(default_factory=dict)
+    words: dict[tuple[UUID, int], tuple[datetime, bytes]] = field(default_factory=dict)
     last_id: int = 0
     last_at: datetime | None = None
 
@@ -108,7 +110,7 @@ class Tables:
         return Tables(
             dict(self.log), dict(self.by_conversation), dict(self.by_client_id), dict(self.by_server_key), dict(self.users),
             dict(self.conversations), dict(self.places), dict(self.stays), dict(self.cursors), dict(self.receipts),
-            dict(self.blocks), dict(self.logins), self.last_id, self.last_at,
+            dict(self.blocks), dict(self.logins), dict(self.words), self.last_id, self.last_at,
         )  # fmt: skip
 
     # -- the log ----------------------------------------------------------------------------------------------------------
@@ -299,6 +301,31 @@ class Tables:
             if row.message_type == "text" and row.sender_id != user_id and place is not None and not place.is_out and may_know:
                 senders[row.sender_id] = None
         return list(senders)
+
+    # -- words of the bus -----------------------------------------------------------------------------------------------------
+
+    def keep_word(self, process_id: UUID, number: int, word: bytes, now: datetime) -> None:
+        assert (process_id, number) not in self.words, "unique violation: bus_words"
+        self.words[process_id, number] = (now, word)
+
+    def newest_words(self) -> dict[UUID, int]:
+        found: dict[UUID, int] = {}
+        for process_id, number in self.words:
+            found[process_id] = max(number, found.get(process_id, 0))
+        return found
+
+    def words_above(self, up_to: Mapping[UUID, int], *, since: datetime, behind: Read | None, limit: int) -> list[Read]:
+        after = (behind.said_at, behind.process_id, behind.number) if behind is not None else None
+        found = [
+            (said_at, process_id, number, word)
+            for (process_id, number), (said_at, word) in self.words.items()
+            if said_at > since and number > up_to.get(process_id, 0) and (after is None or (said_at, process_id, number) > after)
+        ]
+        return [Read(*each) for each in sorted(found)[:limit]]
+
+    def forget_words(self, before: datetime) -> None:
+        for key in [key for key, (said_at, _) in self.words.items() if said_at < before]:
+            del self.words[key]
 
     # -- conversations ------------------------------------------------------------------------------------------------------
 

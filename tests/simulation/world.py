@@ -34,6 +34,7 @@ from uim.chat.tokens import Tokens
 from uim.config import JwtKey, Settings
 from uim.errors import UIMError
 from uim.store import postgres, redis
+from uim.store.postgres import USUAL, Deadlines
 
 SETTLE_WITHIN_S = 150.0
 CLOSE_WITHIN_S = 120.0
@@ -57,6 +58,7 @@ class Plan:
     resets: float
     hangs: float
     slows: float
+    slow_pages: float
     kills: int
     call_kills: float
     partitions: int
@@ -82,6 +84,7 @@ def plan_of(chance: Random) -> Plan:
         resets=maybe(0.5, 0.0, 0.04),
         hangs=maybe(0.2, 0.0, 0.005),
         slows=maybe(0.4, 0.0, 0.05),
+        slow_pages=maybe(0.4, 0.1, 0.5),
         kills=int(maybe(0.5, 1, 4)),
         call_kills=maybe(0.4, 0.0, 0.01),
         partitions=int(maybe(0.4, 1, 4)),
@@ -150,6 +153,7 @@ class World:
                 tables.logins[login_id] = (user_id, device)
                 token = tokens.sign_access(user_id=user_id, username=name, login_id=login_id, generation=1)
                 made = Device(self, user_id, device, token, Random(f"{self.seed} {name} {device}"))
+                made.trusts = self.chance.random() < 0.5
                 self.devices.append(made)
                 self.observer.devices[user_id, device] = made
         for number in range(self.chance.choice((1, 2))):
@@ -172,7 +176,7 @@ class World:
             metadata=f'{{"event":"created","name":"{name}","type":"group"}}', now=now(),
         )  # fmt: skip
         others = self.people[1:]
-        tables.seat(group_id, {owner: ("owner", made.message_id), **{other: ("admin", made.message_id) for other in others}}, now())
+        tables.seat(group_id, {owner: ("owner", made.message_id), **dict.fromkeys(others, ("admin", made.message_id))}, now())
 
     def conversations_of(self, user_id: UUID) -> list[UUID]:
         """Those that the user is or was in, and the groups, in which it may not be."""
@@ -183,8 +187,10 @@ class World:
         plain = settings_for(f"simulation://{identity}", f"simulation://{identity}")
         return replace(plain, jwt_keys=(KEY,), database_pool=self.chance.choice((1, 2, 10)))
 
-    async def connect_to_database(self, url: str, *, name: str, **ignored: Any) -> DatabaseConnection:
-        return await self.database.connect(url.partition("://")[2], name)
+    async def connect_to_database(
+        self, url: str, *, name: str, settings: Any = None, deadlines: Deadlines = USUAL
+    ) -> DatabaseConnection:
+        return await self.database.connect(url.partition("://")[2], name, deadlines)
 
     def link_to_redis(self, url: str) -> Link:
         link = Link(self.broker)
@@ -214,6 +220,8 @@ class World:
         if not self.is_troubled or process in self._dead:
             return ""
         drawn, plan = self.faults.random(), self.plan
+        if plan.slow_pages and "hidden_of" in point and self.faults.random() < plan.slow_pages:
+            return "slow"
         for share, what in ((plan.resets, "reset"), (plan.hangs, "hang"), (plan.slows, "slow"), (plan.call_kills, "kill")):
             if drawn < share:
                 if what == "kill" and not self._may_kill(process):
@@ -249,23 +257,36 @@ class World:
     async def _part_now_and_then(self) -> None:
         for _ in range(self.plan.partitions):
             await trio.sleep(self.faults.uniform(0.2, self.plan.lasts_s / self.plan.partitions))
-            name = self.faults.choice(self.processes).name
-            self._reach[name] = self.faults.choice(("refused", "hung"))
-            self.history.note(name, f"cannot reach the database: {self._reach[name]}")
-            with trio.CancelScope(shield=False):
-                await trio.sleep(self.faults.uniform(0.5, 12.0))
-            self._reach.pop(name, None)
-            self.history.note(name, "can reach the database again")
+            # One process; or all of them: then the database itself is away.
+            names = [process.name for process in self.processes]
+            parted = self.faults.choice(([self.faults.choice(names)], names))
+            how = self.faults.choice(("refused", "hung"))
+            self._reach.update(dict.fromkeys(parted, how))
+            self.history.note("database", f"cannot be reached: {how} by {', '.join(parted)}")
+            await trio.sleep(self.faults.choice((0.3, 1.5, 4.0, 8.0)))
+            for name in parted:
+                self._reach.pop(name, None)
+            self.history.note("database", f"can be reached again by {', '.join(parted)}")
 
     async def _silence_the_bus(self) -> None:
         for _ in range(self.plan.bus_cuts):
             await trio.sleep(self.faults.uniform(0.2, self.plan.lasts_s / self.plan.bus_cuts))
-            link = self.faults.choice(self.processes).link
-            if link is not None:
-                self.history.note("redis", "is away for one process")
-                link.cut()
+            process = self.faults.choice(self.processes)
+            if self.faults.random() < 0.5:
+                self.history.note("redis", "is killed, and starts with what it has on disk")
+                self.broker.crash()
+                await trio.sleep(self.faults.uniform(0.2, 3.0))
+                self._mend_links()
+            elif process.link is not None:
+                self.history.note("redis", f"is away for {process.name}")
+                process.link.cut()
                 await trio.sleep(self.faults.uniform(0.2, 8.0))
-                link.mend()
+                self._mend_links()
+
+    def _mend_links(self) -> None:
+        for process in self.processes:
+            if process.link is not None:
+                process.link.mend()
 
     async def _change_members(self) -> None:
         """Come and go in the groups; now and then a new pair, a new name, a new role."""
@@ -322,6 +343,7 @@ class World:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_at_a_broken_law, scope)
+                nursery.start_soon(self.broker.run)
                 async with trio.open_nursery() as processes:
                     for process in self.processes:
                         processes.start_soon(process.run)
@@ -359,9 +381,7 @@ class World:
         self.is_troubled = False
         self._reach.clear()
         broker.lost = broker.repeated = 0.0
-        for process in self.processes:
-            if process.link is not None:
-                process.link.mend()
+        self._mend_links()
         self.history.note("world", "the faults have stopped")
 
     async def _be_stubborn(self) -> None:
