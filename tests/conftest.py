@@ -28,7 +28,7 @@ hypothesis.settings.register_profile("uim", deadline=None)
 hypothesis.settings.load_profile("uim")
 
 # The simulation (tests/simulation): how many seeds a plain run takes, and one seed alone.
-SEEDS = 40
+SEEDS = 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

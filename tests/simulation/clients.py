@@ -326,6 +326,8 @@ class Connection:
             device.replace()
         elif action == "rewind" and not self.rewinding and device.bound_life == device.life:
             self.rewind(device.chance.randint(device.start, max(device.start, self.position)))
+            if device.chance.random() < 0.4:
+                device.act("mute")
         elif action == "skip" and not self.rewinding and device.bound_life == device.life:
             self.rewind(SKIP_TO)
         elif action == "read" and device.had:

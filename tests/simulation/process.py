@@ -21,6 +21,7 @@ from uim.admission import Peer
 from uim.chat import redelivery
 from uim.chat.house import House, build_house
 from uim.listener import ByteStream, Deadlines
+from uim.live.arrivals import Arrivals, at_once
 from uim.live.upgrade import WebSocketFront
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ class Process:
         await tree.start(house.spool.run)
         await tree.start(house.typing.run)
         await tree.start(house.offline.run)
-        self._front = WebSocketFront(house, on_signed_in=lambda address, port: None, is_draining=lambda: False)
+        arrivals = Arrivals(
+            at_once=at_once(settings.database_pool), per_user=settings.devices_per_user, randomness=self.world.chance
+        )
+        self._front = WebSocketFront(house, arrivals=arrivals, on_signed_in=lambda address, port: None, is_draining=lambda: False)
         self.rooms = self.tasks()
         self.is_serving = True
         self.world.history.note(self.identity, f"serves, its log is at {house.tailer.position}")

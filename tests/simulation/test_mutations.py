@@ -7,9 +7,10 @@ import pytest
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.world import run_seed
 
-SEEDS = 40
+SEEDS = 100
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_broken_rule_breaks_a_law(mutation: Mutation) -> None:
     with mutation.put_in():
