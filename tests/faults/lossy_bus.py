@@ -52,7 +52,7 @@ class LossyBus(Proxy):
         self.fates = fates
         self.words = self.lost = 0
 
-    async def _pass(self, line: _Line, source: trio.abc.Stream, carry: Callable[[_Line, bytes], object]) -> None:
+    async def _pass(self, line: _Line, source: trio.abc.Stream, carry: Callable[[_Line, bytes], bool | bytes]) -> None:
         if source is line.client:
             await super()._pass(line, source, carry)
             return

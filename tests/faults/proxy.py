@@ -25,6 +25,7 @@ class Loss:
 
     is_it: Callable[[bytes], bool]
     carried_out: bool
+    first_bytes: int = 0
     happened: trio.Event = field(default_factory=trio.Event)
 
 
@@ -35,6 +36,7 @@ class _Line:
     scope: trio.CancelScope
     loss: Loss | None = None
     swallowed: bytes = b""
+    is_answered: bool = False
 
 
 class Proxy:
@@ -74,13 +76,13 @@ class Proxy:
     def flow(self) -> None:
         self._flows.set()
 
-    def lose(self, is_it: Callable[[bytes], bool] = bool, *, carried_out: bool) -> Loss:
+    def lose(self, is_it: Callable[[bytes], bool] = bool, *, carried_out: bool, first_bytes: int = 0) -> Loss:
         """Cut the connection of the next request for which `is_it` holds.
 
-        `carried_out`: the server gets the request and has given its whole answer, which the client never sees (a commit
-        that nobody was told of). Else the server never gets the request.
+        `carried_out`: the server gets the request and has given its whole answer, of which the client sees the `first_bytes`
+        alone (by default none: a commit that nobody was told of). Else the server never gets the request.
         """
-        loss = Loss(is_it, carried_out)
+        loss = Loss(is_it, carried_out, first_bytes)
         self._losses.append(loss)
         return loss
 
@@ -109,13 +111,16 @@ class Proxy:
                 nursery.start_soon(self._pass, line, server, self._answer)
         self._lines.discard(line)
 
-    async def _pass(self, line: _Line, source: trio.abc.Stream, carry: Callable[[_Line, bytes], object]) -> None:
+    async def _pass(self, line: _Line, source: trio.abc.Stream, carry: Callable[[_Line, bytes], bool | bytes]) -> None:
         with suppress(*_GONE):
             while data := bytes(await source.receive_some(PIECE_BYTES)):
                 await self._flows.wait()
                 target = line.server if source is line.client else line.client
-                if carry(line, data):
-                    await target.send_all(data)
+                if passes := carry(line, data):
+                    await target.send_all(data if passes is True else passes)
+                if line.loss is not None and line.is_answered:
+                    line.loss.happened.set()
+                    break
         line.scope.cancel()
 
     def _request(self, line: _Line, data: bytes) -> bool:
@@ -130,14 +135,13 @@ class Proxy:
                 return False
         return True
 
-    def _answer(self, line: _Line, data: bytes) -> bool:
+    def _answer(self, line: _Line, data: bytes) -> bool | bytes:
         if line.loss is None:
             return True
+        was = len(line.swallowed)
         line.swallowed += data
-        if self._whole_answer in line.swallowed:
-            line.loss.happened.set()
-            line.scope.cancel()
-        return False
+        line.is_answered = self._whole_answer in line.swallowed
+        return data[: max(line.loss.first_bytes - was, 0)]
 
 
 @asynccontextmanager

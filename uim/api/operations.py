@@ -27,16 +27,21 @@ Probe = Callable[[], Awaitable[object]]
 PROBE_S: Final = 2.0
 # /health is public and asks the database: however often it is called, it asks this often.
 FRESH_S: Final = 1.0
+WITHOUT_REDIS: Final = (
+    "presence and typing are known within one process only; nothing can be queued if PostgreSQL goes too; messages, receipts, "
+    "sync and sign-in go on, between processes up to half a second later"
+)
 _SEVERITY: Final[dict[Status, int]] = {"ok": 0, "degraded": 1, "failed": 2}
 
 log = structlog.get_logger("uim.operations")
 
 
 class Check(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One dependency: its state, and why where it is not ok."""
+    """One dependency: its state, and, where it is not ok, why, and what its users notice meanwhile."""
 
     status: Status
     error: str | None = None
+    meanwhile: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -86,21 +91,21 @@ class Checkup:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "postgresql", lambda: self._ask(self._postgresql, "failed"))
-            nursery.start_soon(ask, "redis", lambda: self._ask(self._redis, "degraded"))
+            nursery.start_soon(ask, "redis", lambda: self._ask(self._redis, "degraded", meanwhile=WITHOUT_REDIS))
             nursery.start_soon(ask, "disk", self._ask_disk)
             nursery.start_soon(ask, "memory", _ask_memory)
         return Health(worst(check.status for check in checks.values()), dict(sorted(checks.items())))
 
-    async def _ask(self, probe: Probe, if_away: Status) -> Check:
+    async def _ask(self, probe: Probe, if_away: Status, *, meanwhile: str | None = None) -> Check:
         # A probe may fail in any way that its driver has: whatever it is, it is the answer to the question.
         try:
             with trio.fail_after(self._probe_s):
                 await probe()
         except trio.TooSlowError:
-            return Check(if_away, f"no answer within {self._probe_s:g} s")
+            return Check(if_away, f"no answer within {self._probe_s:g} s", meanwhile)
         except Exception as error:
             log.warning("a dependency is away", exc_info=error)
-            return Check(if_away, f"{type(error).__name__}: {error}")
+            return Check(if_away, f"{type(error).__name__}: {error}", meanwhile)
         return Check("ok")
 
     async def _ask_disk(self) -> Check:

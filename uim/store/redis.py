@@ -7,6 +7,7 @@ here an outage is a word (`is_up`), a refused call, a dropped command, never an 
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -24,7 +25,9 @@ ANSWER_WITHIN_S: Final = 2.0
 # An append-only file is written to disk once a second.
 DURABLE_WITHIN_S: Final = 4.0
 PING_EVERY_S: Final = 1.0
-REST_S: Final = 0.5
+# Between tries to come back: twice as long each time, and drawn, so that many processes do not come at once.
+LEAST_REST_S: Final = 0.25
+MOST_REST_S: Final = 2.0
 
 log = get_logger(__name__)
 
@@ -72,11 +75,31 @@ class _Call:
         self.reply: Any = RedisAway("no answer")
 
 
-class RedisLink:
-    """One a process. `run` is its task; `send` and `call` are for everybody else."""
+class _Rest:
+    """How long to rest before the next try, which no success has ended yet."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, chance: Callable[[], float]) -> None:
+        self._chance = chance
+        self._rest_s = LEAST_REST_S
+
+    def ended(self) -> None:
+        self._rest_s = LEAST_REST_S
+
+    def next_s(self) -> float:
+        rest_s = self._rest_s * (0.5 + self._chance())
+        self._rest_s = min(2 * self._rest_s, MOST_REST_S)
+        return rest_s
+
+
+class RedisLink:
+    """One a process. `run` is its task; `send` and `call` are for everybody else.
+
+    `is_up`: Redis answers; `hears`: the channels are heard. `chance` draws from 0 to 1.
+    """
+
+    def __init__(self, url: str, chance: Callable[[], float] = random.random) -> None:
         self._url = url
+        self._chance = chance
         self._usual = _Lane()
         # Of its own: waiting for the disk takes up to a second, and all that stands behind it waits too.
         self._durable = _Lane()
@@ -130,8 +153,10 @@ class RedisLink:
         return [call.reply for call in calls]
 
     async def probe(self) -> None:
-        """One round trip; raises RedisAway."""
+        """One round trip, and whether the channels are heard; raises RedisAway."""
         await self.call("PING")
+        if self._channels and not self.hears:
+            raise RedisAway("its channels are not heard")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the link until cancelled. Started after the first try, whatever came of it: who needs Redis asks."""
@@ -162,6 +187,7 @@ class RedisLink:
     async def _pump(self) -> None:
         """Pipelines of what waits; without work, a ping a second tells whether Redis is there."""
         client = self._client()
+        rest = _Rest(self._chance)
         while True:
             with trio.move_on_after(PING_EVERY_S):
                 if self.is_up:
@@ -169,8 +195,10 @@ class RedisLink:
             batch = self._usual.take()
             replies = await trio_asyncio.aio_as_trio(_carry_out)(client, [call.command for call in batch] or [("PING",)])
             if isinstance(replies, Exception):
-                await self._went_away(batch, replies)
+                self._went_away(batch, replies)
+                await trio.sleep(rest.next_s())
                 continue
+            rest.ended()
             self._came_back()
             for call, reply in zip(batch, replies, strict=False):
                 _settle(call, reply)
@@ -198,24 +226,25 @@ class RedisLink:
         self.is_up = True
         self._tried.set()
 
-    async def _went_away(self, batch: list[_Call], why: Exception) -> None:
+    def _went_away(self, batch: list[_Call], why: Exception) -> None:
         if self.is_up:
             log.warning("redis is away", error=str(why))
         self.is_up = False
         self._tried.set()
         self._usual.fail(batch, str(why))
-        await trio.sleep(REST_S)
 
     async def _listen(self) -> None:
         """The subscription, made again whenever it breaks."""
         if not self._channels:
             return
+        rest = _Rest(self._chance)
         while True:
             why = await trio_asyncio.aio_as_trio(self._hear)()
             if self.hears:
                 log.warning("the bus is silent", error=str(why))
+                rest.ended()
             self.hears = False
-            await trio.sleep(REST_S)
+            await trio.sleep(rest.next_s())
 
     async def _hear(self) -> Exception:
         """In asyncio: hear the channels until they break. A ping every second tells a dead line from a quiet one."""
