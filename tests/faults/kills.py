@@ -34,9 +34,10 @@ MOST_AWAY_MS = 1_500.0
 CHECK_EVERY = 7
 # Said by each device right before the delay that ends with the kill: some are being stored, some are stored and not yet told.
 BURST = 3
-PROGRESS_WITHIN_S = 40.0
+PROGRESS_WITHIN_S = 60.0
 QUEUED_WITHIN_S = 10.0
-SETTLE_WITHIN_S = 40.0
+SETTLE_WITHIN_S = 60.0
+DELIVERED_WITHIN_S = 20.0
 RESTART_REST_S = 0.05
 LONG_S = 3_600.0
 RATE = 8.0
@@ -216,6 +217,9 @@ class Run:
                 await keeper.up()
         faults = [f"still under way after {SETTLE_WITHIN_S:g} s: {what}" for what in await self.party.settle(SETTLE_WITHIN_S)]
         self.verdict.faults += faults + await self.party.check(from_the_start=is_last)
+        self.verdict.faults += await self.party.undelivered(DELIVERED_WITHIN_S)
+        if is_last:
+            self.verdict.faults += await self.world.verify()
         self.party.talks = True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -127,6 +127,25 @@ class Party:
                 for conversation_id in self._conversations[person.user_id]:
                     nursery.start_soon(read, person, conversation_id)
         return self.ledger.judge(self._histories)
+
+    async def undelivered(self, within_s: float) -> list[str]:
+        """After a check: whose delivered watermark does not come to reach the newest text of somebody else, in words."""
+        found = ["nobody was asked"]
+        with trio.move_on_after(within_s):
+            while found:
+                found = [fault for conversation_id in self.ledger.members async for fault in self._behind(conversation_id)]
+                await trio.sleep(0.05)
+        return found
+
+    async def _behind(self, conversation_id: str) -> AsyncIterator[str]:
+        asker = next(person for person in self.people if person.user_id in self.ledger.members[conversation_id])
+        history = self._histories[asker.user_id, conversation_id]
+        view = await asker.call("GET", f"/api/conversations/{conversation_id}")
+        for participant in view["participants"]:
+            newest = max((entry.message_id for entry in history if entry.sender_id != participant["user_id"]), default=0)
+            reached = participant["last_delivered_message_id"] or 0
+            if reached < newest:
+                yield f"{participant['username']} has message {newest} of {conversation_id}, and is said to have got up to {reached}"
 
 
 async def gather(door: Door, *, seed: int, rate: float) -> Party:

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -32,6 +33,7 @@ from uim.store import migrations
 
 SOURCE = Path(__file__).parents[2]
 ASKED_WITHIN_S = 5.0
+VERIFIED_WITHIN_S = 60.0
 LIMITS_OFF = {
     "UIM_MESSAGES_PER_MINUTE": "0",
     "UIM_MESSAGES_PER_HOUR": "0",
@@ -141,6 +143,16 @@ class World:
                 await trio.sleep(0.02)
             return
         raise NotReady(f"not every server was ready within {within_s:g} s")
+
+    async def verify(self) -> list[str]:
+        """What `uim verify` finds wrong in the database, in its words."""
+        environ = {"PATH": os.environ["PATH"], "UIM_DATABASE_URL": self.database_url}
+        command = [sys.executable, "-m", "uim", "verify"]
+        with trio.fail_after(VERIFIED_WITHIN_S):
+            ran = await trio.run_process(
+                command, env=environ, cwd=self.source, capture_stdout=True, stderr=subprocess.STDOUT, check=False
+            )
+        return [f"uim verify: {ran.returncode}\n{ran.stdout.decode()}"] if ran.returncode else []
 
     def tails(self, lines: int = 40) -> str:
         """The last lines of every process's log: what a failing test tells."""
