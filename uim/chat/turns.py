@@ -34,7 +34,11 @@ class Turns:
         try:
             await called.wait()
         except trio.Cancelled:
-            self._leave(user_id, called)  # once called it is woken by that, and by no cancel
+            # Cancelled, it stays in line until it runs: it may be called before that.
+            if called.is_set():
+                self.give_back(user_id)
+            else:
+                self._leave(user_id, called)
             raise
 
     def give_back(self, user_id: UUID) -> None:
