@@ -115,7 +115,7 @@ async def sign_in_house(
     async with trio.open_nursery() as nursery:
         await nursery.start(writer.run)
         yield SignInHouse(pool, clock, tokens, hashing, logins, accounts, People(pool), entries, cut)
-        writer.close()
+        writer.close(within_s=10)
     pool.close_idle()
 
 

@@ -57,7 +57,7 @@ def test_everything_can_be_set() -> None:
     settings = read_settings(
         REQUIRED
         | {
-            "UIM_BIND": "0.0.0.0:80, [::]:80, fd://, fd://4, localhost:8080",
+            "UIM_BIND": "0.0.0.0:80, [::]:80, fd://, fd://4, fd://public, localhost:8080",
             "UIM_JWT_KEYS": f"new:{SECRET}:with-colon, old:{SECRET}",
             "UIM_PUBLIC_URL": "https://Chat.Example.org/",
             "UIM_ALLOWED_ORIGINS": "https://a.example:8443, http://[::1]:3000",
@@ -75,6 +75,7 @@ def test_everything_can_be_set() -> None:
         Bind("::", 80),
         Bind("", 0, 3),
         Bind("", 0, 4),
+        Bind("", 0, name="public"),
         Bind("localhost", 8080),
     )
     assert [key.kid for key in settings.jwt_keys] == ["new", "old"]

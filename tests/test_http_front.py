@@ -226,3 +226,18 @@ async def test_finishing_ends_idle_connections_and_lets_an_answer_be_given() -> 
             go_on.set()
             assert b"".join([bytes(piece) async for piece in busy]).endswith(b"done")
         # And so serve returns, and this nursery ends.
+
+
+async def test_a_request_that_comes_after_finishing_on_a_connection_taken_before_is_answered() -> None:
+    async with trio.open_nursery() as nursery:
+        sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        front = HttpFront(new_app(), keep_alive_s=60)
+        listener = await nursery.start(partial(serve, sockets, tls=None, http=front, websocket=None, admission=Admission()))
+        late = await trio.open_tcp_stream(*listener.addresses[0])
+        await late.send_all(b"GET /nothing HTTP/1.1\r\n")
+        await trio.testing.wait_all_tasks_blocked(0.05)  # the server waits for the rest of the head
+        await listener.close_accepting()
+        await front.finish()
+        await late.send_all(b"Host: x\r\n\r\n")
+        with trio.fail_after(5):
+            assert b"".join([bytes(piece) async for piece in late]).startswith(b"HTTP/1.1 404")

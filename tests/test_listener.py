@@ -15,6 +15,7 @@ import httpx
 import pytest
 import quart
 import trio
+import trio.testing
 import trio_websocket
 import trustme
 
@@ -246,6 +247,16 @@ async def test_closing_refuses_new_connections_and_keeps_the_old() -> None:
             await connect(listener)
         await stream.send_all(b"still here, end")
         assert (await read_all(stream)).endswith(b"still here, end")
+
+
+async def test_once_the_ports_are_closed_a_connection_that_says_nothing_is_not_waited_for() -> None:
+    async with serving(deadlines=Deadlines(head_s=60)) as listener:
+        spare = await connect(listener)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # it has been accepted
+        await listener.close_accepting()
+        assert (await read_all(spare)).startswith(b"HTTP/1.1 408")
+        with trio.fail_after(5):
+            await listener.emptied.wait()
 
 
 async def test_listener_outlives_a_lack_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:

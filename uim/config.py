@@ -28,15 +28,20 @@ FIRST_HANDED_OVER_FD: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Where to listen: an address and a port, or (`fd` set, the rest empty) a socket that systemd has bound."""
+    """Where to listen: an address and a port, or (`fd` or `name` set, the rest empty) a socket that systemd has bound."""
 
     host: str
     port: int
     fd: int | None = None
+    name: str | None = None
+
+    @property
+    def is_handed_over(self) -> bool:
+        return self.fd is not None or self.name is not None
 
     def __str__(self) -> str:
-        if self.fd is not None:
-            return f"fd://{self.fd}"
+        if self.is_handed_over:
+            return f"fd://{self.name or self.fd}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -240,9 +245,11 @@ _MEANING: Final = {
 
 
 def parse_bind(text: str) -> Bind:
-    """`host:port`, `[ipv6]:port`, `fd://` or `fd://N`. Raises ValueError."""
+    """`host:port`, `[ipv6]:port`, `fd://` (the first), `fd://N` or `fd://name`. Raises ValueError."""
     if handed_over := re.fullmatch(r"fd://(\d{0,4})", text):
-        return Bind("", 0, int(handed_over[1] or FIRST_HANDED_OVER_FD))
+        return Bind("", 0, fd=int(handed_over[1] or FIRST_HANDED_OVER_FD))
+    if named := re.fullmatch(r"fd://([A-Za-z][\w.@-]{0,254})", text):
+        return Bind("", 0, name=named[1])
     parts = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]+)):(\d{1,5})", text)
     if parts is None or int(parts[3]) > 65535:
         raise ValueError(f"is {text!r}: it should be address:port, like 127.0.0.1:8080 or [::1]:8080, or fd://")

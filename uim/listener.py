@@ -38,6 +38,8 @@ SEND_BUFFER_BYTES: Final = 256 * 1024
 ASKED_AFTER_S: Final = 60
 ASKED_EVERY_S: Final = 10
 GIVEN_UP_AFTER_S: Final = 90
+# For a head that is on its way when the ports close; a browser's spare connection never sends one.
+LAST_HEAD_S: Final = 1.0
 
 # h11 too ends a head at a bare line feed; were we stricter, the two would disagree about where a head ends.
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
@@ -45,6 +47,8 @@ _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 log = structlog.get_logger("uim.listener")
 
 Front = Callable[[trio.abc.Stream, Peer], Awaitable[None]]
+# The patience with each connection whose first head has not come.
+Heads = set[trio.CancelScope]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,17 +141,27 @@ class ByteStream(trio.abc.Stream):
 
 
 class Listener:
-    """What a running `serve` gives its owner: where it listens, and the way to stop accepting."""
+    """What a running `serve` gives its owner: where it listens, and the way to stop accepting.
 
-    def __init__(self, listeners: list[trio.SocketListener], accepting: trio.CancelScope) -> None:
+    `emptied`: set once the ports are closed and the last connection has gone.
+    """
+
+    def __init__(self, listeners: list[trio.SocketListener], accepting: trio.CancelScope, heads: Heads) -> None:
         self.addresses: list[tuple[str, int]] = [_local_address(listener) for listener in listeners]
+        self.emptied = trio.Event()
         self._accepting = accepting
+        self._heads = heads
         self._closed = trio.Event()
 
     async def close_accepting(self) -> None:
-        """Refuse new connections and go on with those that are here; returns when the ports are closed."""
+        """Take no new connections and go on with those that are here; returns when the ports are closed.
+
+        Those of a socket that others hold too (systemd) wait there for whoever accepts next.
+        """
         self._accepting.cancel()
         await self._closed.wait()
+        for head in self._heads:
+            head.deadline = min(head.deadline, trio.current_time() + LAST_HEAD_S)
 
     def _note_closed(self) -> None:
         self._closed.set()
@@ -174,6 +188,7 @@ class _Doors:
     admission: Admission
     deadlines: Deadlines
     crowd: _Crowd
+    heads: Heads
 
 
 class _Crowd:
@@ -209,15 +224,16 @@ async def serve(
     """
     for listening in listeners:
         _bound(listening.socket)
-    doors = _Doors(tls, http, websocket, admission, deadlines or Deadlines(), _Crowd())
+    doors = _Doors(tls, http, websocket, admission, deadlines or Deadlines(), _Crowd(), set())
     async with trio.open_nursery() as conversations:
         async with trio.open_nursery() as accepting:
-            listener = Listener(listeners, accepting.cancel_scope)
+            listener = Listener(listeners, accepting.cancel_scope, doors.heads)
             answer = partial(_answer, doors)
             # It outlives EMFILE and its like: says so, waits a moment, accepts again.
             accepting.start_soon(partial(trio.serve_listeners, answer, listeners, handler_nursery=conversations))
             task_status.started(listener)
         listener._note_closed()
+    listener.emptied.set()
 
 
 async def _answer(doors: _Doors, tcp: trio.SocketStream) -> None:
@@ -246,7 +262,11 @@ async def _converse(doors: _Doors, tcp: trio.SocketStream, peer: Peer) -> None:
         return
     stream = ByteStream(secured, tcp, doors.deadlines)
     with trio.move_on_after(doors.deadlines.head_s) as patience:
-        head = await _read_head(stream)
+        doors.heads.add(patience)
+        try:
+            head = await _read_head(stream)
+        finally:
+            doors.heads.discard(patience)
     if patience.cancelled_caught:
         await _refuse(stream, HTTPStatus.REQUEST_TIMEOUT, "the request's head did not come in time")
     elif isinstance(head, _Fault):

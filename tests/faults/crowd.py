@@ -82,6 +82,12 @@ class Refused(Exception):
         self.retry_after_s = retry_after_s
 
 
+def _set_event() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Phone:
     """One device that stays connected until its task is cancelled.
@@ -104,9 +110,12 @@ class Phone:
     troubles: Counter[str] = field(default_factory=Counter)
     waits_s: list[float] = field(default_factory=list)
     connects: int = 0
+    said: int = 0
+    queued: int = 0
     _unacked: str = ""
     _repeats: int = 0
     _sock: trio.socket.SocketType | None = None
+    _awake: trio.Event = field(default_factory=_set_event)
     _sending: trio.Lock = field(default_factory=trio.Lock)
 
     async def stay(self) -> None:
@@ -157,6 +166,7 @@ class Phone:
                 self._take_all(payloads)
                 if self.position > position:
                     await self._say("MESSAGE_ACK", status="delivered", message_id=self.position)
+                await self._awake.wait()
                 data = await sock.recv(RECEIVE_BYTES)
                 if not data:
                     raise Torn("hung up")
@@ -205,6 +215,8 @@ class Phone:
         elif kind == "MESSAGE_ACK" and said["status"] == "sent":
             self.acked[said["client_message_id"]] = said["message_id"]
             self._unacked = ""
+        elif kind == "MESSAGE_ACK" and said["status"] == "queued":
+            self.queued += 1
         elif kind == "ERROR":
             self.troubles[said["code"]] += 1
             self._repeats += 1
@@ -217,16 +229,30 @@ class Phone:
         A text that was not acked is repeated, with its id, after each reconnect and each ERROR.
         """
         tried = (0, 0)
-        while self._unacked or not enough.is_set():
+        while True:
             await trio.sleep(pause_s)
+            if not self._unacked and enough.is_set():
+                return
             if self._sock is None or not self.is_live or (self._unacked and tried == (self.connects, self._repeats)):
                 continue
             if not self._unacked:
                 self._unacked = str(uuid4())
             tried = (self.connects, self._repeats)
-            said = {"conversation_id": self.member.conversation_id, "client_message_id": self._unacked, "content": "under load"}
             with suppress(OSError):
-                await self._say("MESSAGE_SEND", **said)
+                await self.say_text("under load", self._unacked)
+
+    async def say_text(self, content: str, client_message_id: str | None = None) -> None:
+        """One text, whatever becomes of it."""
+        client_id = client_message_id or str(uuid4())
+        await self._say(
+            "MESSAGE_SEND", conversation_id=self.member.conversation_id, client_message_id=client_id, content=content
+        )
+        self.said += 1
+
+    async def fall_asleep(self) -> None:
+        """Read nothing more; what has come until now has been taken."""
+        self._awake = trio.Event()
+        await trio.lowlevel.checkpoint()
 
     async def _say(self, kind: str, **payload: Any) -> None:
         assert self._sock is not None

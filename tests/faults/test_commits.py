@@ -247,7 +247,7 @@ async def test_a_cancelled_writer_finishes_the_append_that_it_has_begun(database
 async def test_closing_finishes_what_is_in_line_and_takes_no_more(scene: Scene) -> None:
     drafts = [text(scene.pair, scene.alice, f"m{number}") for number in range(3)]
     waiting = submit(scene.desk.writer, *drafts)
-    scene.desk.writer.close()
+    scene.desk.writer.close(within_s=10)
     with pytest.raises(UIMError, match="going down"):
         scene.desk.writer.submit(drafts[0], lambda what: None)
     with trio.fail_after(5):
@@ -258,7 +258,7 @@ async def test_closing_finishes_what_is_in_line_and_takes_no_more(scene: Scene) 
 async def test_closing_with_the_database_away_ends_all_the_same(scene: Scene) -> None:
     scene.proxy.hang()
     waiting = submit(scene.desk.writer, text(scene.pair, scene.alice, "m"))
-    scene.desk.writer.close()
+    scene.desk.writer.close(within_s=10)
     with trio.fail_after(5):
         await scene.desk.writer.drained.wait()
     assert await waiting.all() == ["unavailable"]

@@ -335,7 +335,7 @@ async def test_a_process_that_ends_in_an_outage_leaves_what_is_queued_to_the_nex
     async with process(scene.proxy.url, scene.redis_url) as here:
         scene.proxy.refuse()
         here.say(text(scene.pair, scene.alice, "m0"))
-        here.writer.close()
+        here.writer.close(within_s=10)
         with trio.fail_after(GIVE_UP_AFTER_S + 5):
             await here.writer.drained.wait()
         assert here.told.by_client_id["m0"] == ["queued"]

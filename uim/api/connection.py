@@ -93,7 +93,9 @@ class _Connection(TCPServer):
                 # It has ProtocolWrapper's two methods, without the ways over to HTTP/2.
                 self.protocol = cast(ProtocolWrapper, self._http_only(task_group))
                 await self.protocol.initiate()
-                await self.idle_task.restart(task_group, self._idle_timeout)
+                # Begun while the server stops, it has one request to answer; its idle task would end it before that.
+                if not self.context.terminated.is_set():
+                    await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
         finally:
             await self._close()

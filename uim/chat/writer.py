@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -37,6 +38,8 @@ PATIENCE_S: Final = 1.0
 WRITERS: Final = Deadlines(connect_s=2.0, answer_s=3.5)
 REST_S: Final = 0.2
 LOOK_EVERY_S: Final = 0.1
+# Of a drain's time, what a database that may be hung has. Asking it to cancel takes another second, the spool up to two.
+APPENDS_SHARE: Final = 0.25
 
 log = get_logger(__name__)
 
@@ -74,6 +77,9 @@ class Writer:
         # Losses in mid-append without a success between: a batch that is too much for the database is tried in smaller ones.
         self._losses = 0
         self._closing = False
+        self._append_by = self._end_at = inf
+        self._under_way = trio.CancelScope()
+        self._in_hand: list[Text | Verb[Any]] = []
         self.drained = trio.Event()
         # For metrics: plain numbers, read at a scrape.
         self.appended = self.appends = self.dead_letters = 0
@@ -165,35 +171,47 @@ class Writer:
             while not self._is_done():
                 await self._turn()
             nursery.cancel_scope.cancel()
-        for verb in self._kept:
-            if isinstance(verb, Verb):
-                verb.fail(unavailable())
+        for item in (*self._kept, *self._line):
+            if isinstance(item, Verb):
+                item.fail(unavailable())
+            elif item.spool_id is None:
+                self._answer(item, unavailable())
         self.drained.set()
         if self._tx is not None:
             self._tx.pgconn.finish()
 
-    def close(self) -> None:
-        """Take no more; `run` returns once what waits is answered."""
+    def close(self, *, within_s: float) -> None:
+        """Take no more; `run` returns once what waits is answered, and within that time: what cannot be by then is refused."""
         self._closing = True
+        now = trio.current_time()
+        self._append_by, self._end_at = now + APPENDS_SHARE * within_s, now + within_s
+        self._under_way.deadline = min(self._under_way.deadline, self._append_by)
         self._wake.set()
 
     def _is_done(self) -> bool:
         # What is in the spool is appended by whoever drains it.
-        return self._closing and not self._line and (self._tx is None or not self._kept)
+        is_answered = not self._line and (self._tx is None or not self._kept)
+        return self._closing and (is_answered or trio.current_time() >= self._end_at)
 
     async def _turn(self) -> None:
         if self._tx is None or self._tx.closed:
             await self._stand_by()
         elif self._kept or self._line:
-            # A started append is finished whatever happens outside: its outcome must be known.
-            with trio.CancelScope(shield=True):
-                await self._step(self._kept or self._line)
+            # A started append is finished whatever happens outside: its outcome must be known. In a drain, not for ever: its
+            # senders are told nothing that it might have been, and it finds its own copy when it is tried again.
+            line = self._kept or self._line
+            with trio.CancelScope(shield=True, deadline=self._append_by) as self._under_way:
+                await self._step(line)
+            if self._under_way.cancelled_caught:
+                line.extendleft(reversed(self._in_hand))
+                self._lose(DatabaseAway("no answer in the time of a drain"))
         else:
             self._wake = trio.Event()
             await self._wake.wait()
 
     async def _step(self, line: Line) -> None:
         item = line.popleft()
+        self._in_hand = [item]
         if isinstance(item, Verb):
             await self._run_verb(item, line)
             return
@@ -202,6 +220,7 @@ class Writer:
         while line and len(batch) < at_most and isinstance(text := line[0], Text):
             batch.append(text)
             line.popleft()
+        self._in_hand = [*batch]
         await self._append(batch, line)
 
     async def _append(self, batch: list[Text], line: Line) -> None:
@@ -298,6 +317,8 @@ class Writer:
         """Beside the line: a new connection whenever there is none."""
         while True:
             await self._down.wait()
+            if trio.current_time() >= self._append_by:
+                return  # there is no time left for it
             while self._tx is None:
                 await self._reconnect()
             self._down = trio.Event()
@@ -320,9 +341,11 @@ class Writer:
         self._refuse_late()
         is_outage = self._closing or trio.current_time() >= self._lost_at + self._patience_s
         if is_outage and self._line and self._spool is not None:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True, deadline=self._end_at) as self._under_way:
                 if await self._queue_up(self._spool):
                     return
+            if self._under_way.cancelled_caught:
+                self._line.extendleft(reversed(self._in_hand))
         self._wake = trio.Event()
         with trio.move_on_after(LOOK_EVERY_S):
             await self._wake.wait()
@@ -339,7 +362,7 @@ class Writer:
     async def _queue_up(self, spool: Keeper) -> bool:
         """Copy the head of the line into the spool, and answer "queued"; False, and all is as before, if there is no spool now."""
         # All of it, for the disk is written once a second.
-        batch = [self._line.popleft() for _ in range(len(self._line))]
+        batch = self._in_hand = [self._line.popleft() for _ in range(len(self._line))]
         texts = [item for item in batch if isinstance(item, Text)]
         spool_ids = await spool.keep([text.draft for text in texts])
         if spool_ids is None:

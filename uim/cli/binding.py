@@ -9,12 +9,12 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from uim.config import Bind
+from uim.config import FIRST_HANDED_OVER_FD, Bind
 
 # The kernel caps it at net.core.somaxconn; a restart brings every client back within seconds.
 BACKLOG: Final = 4096
@@ -29,12 +29,68 @@ class BindError(Exception):
     """Why an address cannot be listened on; one sentence."""
 
 
-def listen(binds: Iterable[Bind]) -> list[socket.socket]:
+class HandedOver:
+    """The sockets that systemd has handed over, from FIRST_HANDED_OVER_FD on, by its word (sd_listen_fds(3)).
+
+    Where it says nothing, descriptors are taken as they are named: another supervisor, or a test, may have left them open.
+    """
+
+    def __init__(self, names: Sequence[str] = (), *, is_said: bool = False) -> None:
+        self._names = names
+        self._is_said = is_said
+
+    @classmethod
+    def by_environ(cls, environ: Mapping[str, str], pid: int) -> HandedOver:
+        """Raises BindError where what is said is not for the process `pid`, or not to be understood."""
+        said, whose = environ.get("LISTEN_FDS"), environ.get("LISTEN_PID")
+        if said is None:
+            return cls()
+        if whose != str(pid):
+            raise BindError(
+                f"sockets were handed over to process {whose}, and this is {pid}: let systemd start `uim serve` itself, "
+                "or a shell by its exec"
+            )
+        if not said.isdecimal():
+            raise BindError(f"LISTEN_FDS is {said!r}: it should be a number of sockets")
+        names = environ.get("LISTEN_FDNAMES", "").split(":")
+        return cls(names if len(names) == int(said) else ["unknown"] * int(said), is_said=True)
+
+    def fds_of(self, bind: Bind) -> list[int]:
+        """The descriptors that this bind names; several sockets may have one name. Raises BindError."""
+        found = [fd for fd, name in self._all() if bind.name == name or bind.fd == fd]
+        if not found and bind.fd is not None and not self._is_said:
+            return [bind.fd]
+        if not found:
+            raise BindError(f"{bind} is not among the sockets that systemd handed over: {self}")
+        return found
+
+    def check_all_are_named(self, binds: Iterable[Bind]) -> None:
+        """Raises BindError for a socket that no bind names, or two do."""
+        named = sorted(fd for bind in binds if bind.is_handed_over for fd in self.fds_of(bind))
+        if len(set(named)) < len(named):
+            raise BindError(f"a socket that was handed over is named twice: {', '.join(f'fd://{fd}' for fd in named)}")
+        if forgotten := [f"fd://{fd} ({name})" for fd, name in self._all() if fd not in named]:
+            raise BindError(
+                f"systemd handed over {', '.join(forgotten)}, which neither UIM_BIND nor UIM_OPERATIONS_BIND names: "
+                "whoever connects there would wait for ever"
+            )
+
+    def _all(self) -> list[tuple[int, str]]:
+        return list(enumerate(self._names, FIRST_HANDED_OVER_FD))
+
+    def __str__(self) -> str:
+        return ", ".join(f"fd://{fd} ({name})" for fd, name in self._all()) or "there are none"
+
+
+NOTHING: Final = HandedOver()
+
+
+def listen(binds: Iterable[Bind], handed_over: HandedOver = NOTHING) -> list[socket.socket]:
     """A listening socket for each address of each bind (a name may have several). Raises BindError, then none is open."""
     sockets: list[socket.socket] = []
     try:
         for bind in binds:
-            sockets += [_handed_over(bind.fd)] if bind.fd is not None else _bound(bind)
+            sockets += [_handed_over(fd) for fd in handed_over.fds_of(bind)] if bind.is_handed_over else _bound(bind)
     except BindError:
         for made in sockets:
             made.close()

@@ -5,13 +5,15 @@ Rule: what can be found wrong before the first client is found here: settings, s
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import click
 import trio
 
 from uim import server
-from uim.cli.binding import admin_socket, listen, notify_systemd
+from uim.cli.binding import NOTHING, HandedOver, admin_socket, listen, notify_systemd
 from uim.cli.check import tls_fault
 from uim.cli.failing import Failed, WrongSettings, log_or_exit, settings_or_exit, told
 from uim.config import Settings, process_environ
@@ -32,8 +34,9 @@ def serve() -> None:
     if fault := tls_fault(settings):
         raise WrongSettings(fault)
     with ExitStack() as stack:
-        sockets = told(lambda: listen(settings.bind))
-        operations_sockets = told(lambda: listen([settings.operations_bind]))
+        handed_over = told(lambda: _handed_over(settings, environ))
+        sockets = told(lambda: listen(settings.bind, handed_over))
+        operations_sockets = told(lambda: listen([settings.operations_bind], handed_over))
         for opened in (*sockets, *operations_sockets):
             stack.enter_context(opened)
         admin = told(lambda: stack.enter_context(admin_socket(settings.admin_socket)))
@@ -46,6 +49,16 @@ def serve() -> None:
             admin_socket=admin,
             on_ready=lambda: notify_systemd(environ, "READY=1"),
         )
+
+
+def _handed_over(settings: Settings, environ: Mapping[str, str]) -> HandedOver:
+    binds = [*settings.bind, settings.operations_bind]
+    is_for_us = environ.get("LISTEN_PID") == str(os.getpid())
+    if not is_for_us and not any(bind.is_handed_over for bind in binds):
+        return NOTHING  # inherited from whoever started us, and none of our business
+    handed_over = HandedOver.by_environ(environ, os.getpid())
+    handed_over.check_all_are_named(binds)
+    return handed_over
 
 
 async def _missing_migrations(settings: Settings) -> list[str]:
