@@ -91,7 +91,7 @@ class Process:
         arrivals = Arrivals(
             at_once=at_once(settings.database_pool), per_user=settings.devices_per_user, randomness=self.world.chance
         )
-        self._front = WebSocketFront(house, arrivals=arrivals, on_signed_in=lambda address, port: None, is_draining=lambda: False)
+        self._front = WebSocketFront(house, arrivals=arrivals, on_signed_in=lambda *_: None, is_draining=lambda: False)
         self.rooms = self.tasks()
         self.is_serving = True
         self.world.history.note(self.identity, f"serves, its log is at {house.tailer.position}")
