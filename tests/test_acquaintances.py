@@ -15,7 +15,7 @@ from uim.model.presence import Choices
 
 CHOICES = Choices("available", None, True, datetime(2026, 1, 5, tzinfo=UTC))
 # Ids whose bytes also lie across two others.
-PEOPLE = [UUID(bytes=one) for one in (b"\0" * 16, b"\1" * 16, b"\0" * 15 + b"\1", b"\1" + b"\0" * 15, b"\0" * 8 + b"\1" * 8)]
+PEOPLE = [UUID(bytes=one) for one in (b"\0" * 16, b"\1" * 16, b"\0" * 8 + b"\1" * 8, b"\1" * 8 + b"\0" * 8)]
 people = st.integers(0, len(PEOPLE) - 1)
 some = st.sets(people).map(sorted)
 
@@ -36,8 +36,8 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=60)
-@given(st.lists(steps, max_size=40))
+@settings(max_examples=100, derandomize=True)
+@given(st.lists(steps, min_size=20, max_size=40))
 async def test_friends_are_those_of_the_last_reading_without_who_was_parted_since_it_began(
     done: list[tuple[str, int, list[int]]],
 ) -> None:
@@ -93,7 +93,7 @@ async def test_too_much_is_forgotten_the_oldest_first() -> None:
     assert {viewer_id for viewer_id, _ in await friends_in(known)} == set(PEOPLE[1:3])
     for user_id in PEOPLE:
         known.remember_choices([user_id], {user_id: CHOICES})
-    assert [known.choices_of(user_id) is None for user_id in PEOPLE] == [True, True, False, False, False]
+    assert [known.choices_of(user_id) is None for user_id in PEOPLE] == [True, False, False, False]
     for number in range(MAX_UNLEARNT + 2):
         known.forget_choices(UUID(int=number + 1))
     known.remember_friends(PEOPLE[0], PEOPLE[:1])
