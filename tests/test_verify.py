@@ -19,6 +19,7 @@ from tests.house import Person, Server, serving, settings_for
 from tests.test_cli import uim
 from uim.chat import indexer, verification
 from uim.cli.embedded import Servers
+from uim.store import messages
 from uim.store.postgres import connect
 
 RealConnection = psycopg.Connection[tuple[object, ...]]
@@ -253,6 +254,55 @@ async def test_derived_values_are_mended(copy_url: str, rule: str, statements: s
     assert sum(mended.values()) > 0
     assert await broken(copy_url) == {}
     assert sources_of(copy_url) == before
+
+
+async def test_what_was_taken_back_may_stand_in_a_block_until_that_is_packed(copy_url: str) -> None:
+    taken_back = """select log_delete(conversation_id, message_id, sender_id, gen_random_uuid()) from messages
+        where message_type = 'text' and deleted_at is null order by message_id limit 1"""
+    damage(copy_url, taken_back)
+    assert await broken(copy_url) == {}
+    head = "(select max(message_id) from messages)"
+    with psycopg.connect(copy_url, autocommit=True) as connection:
+        before = connection.execute("select message_id from search_position").fetchone()
+    damage(copy_url, f"update search_position set message_id = {head}")
+    assert list(await broken(copy_url)) == ["search blocks hold what their entries say"]
+    assert before is not None
+    damage(copy_url, f"update search_position set message_id = {before[0]}")
+    await pack(copy_url)
+    assert await broken(copy_url) == {}
+
+
+@pytest.mark.parametrize("rule", ["nobody has had delivered what is not there", "no device has what is not there"])
+async def test_mending_waits_for_what_is_being_appended(copy_url: str, rule: str) -> None:
+    """Or a watermark that has followed an entry which is committed just then would be taken back."""
+    damage(copy_url, DERIVED[rule])
+    report = await verification.verify(copy_url)
+    mended = trio.Event()
+
+    async def mend() -> None:
+        await verification.repair(copy_url, report, lambda what, number: None)
+        mended.set()
+
+    async with await connect(copy_url, name="test") as appending, trio.open_nursery() as nursery:
+        async with appending.transaction():
+            await messages.lock_log(appending)
+            nursery.start_soon(mend)
+            with trio.fail_after(10):
+                while not await _waits_for_a_lock(copy_url):
+                    await trio.sleep(0.01)
+            assert not mended.is_set()
+        with trio.fail_after(10):
+            await mended.wait()
+    assert await broken(copy_url) == {}
+
+
+async def _waits_for_a_lock(database_url: str) -> bool:
+    async with await connect(database_url, name="test") as tx:
+        cursor = await tx.execute(
+            """select from pg_locks l join pg_stat_activity a on a.pid = l.pid
+                where l.locktype = 'advisory' and not l.granted and a.datname = current_database()"""
+        )
+        return await cursor.fetchone() is not None
 
 
 async def test_an_epoch_explains_the_gap_that_it_makes_and_no_other(copy_url: str) -> None:
