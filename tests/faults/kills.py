@@ -1,9 +1,9 @@
 """kill -9 under load, by a plan that a seed makes: what is killed, when, and for how long it stays away.
 
 A kill strikes a random time after the k-th acknowledgement since the last one; or, one in five, while what was killed before
-is still starting; or, one in three of those of a server, in an outage: PostgreSQL is killed first and stays away until some texts
-are queued and the server is dead. What was killed starts again as under systemd, as often as it takes. Rule: the seed fixes the
-plan; what the processes do meanwhile nobody can fix, so a seed that failed is worth repeating, not certain to fail again.
+is still starting; or, three in ten of those of a server or of Redis, in an outage: PostgreSQL is killed first, and stays away
+until some texts are queued and the victim is dead. What was killed starts again as under systemd, as often as it takes. Rule: the
+seed fixes the plan; what the processes do meanwhile nobody can fix, so a seed that failed is worth repeating, not certain to fail.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def plan(seed: int, kills: int, what: Sequence[str] = KINDS, processes: int = 1)
     for kind in kinds:
         victim = rng.randrange(processes) if kind == "uim" else 0
         after_outage = bool(made and made[-1].after_queued)
-        if kind == "uim" and "postgres" in what and rng.random() < 0.35:
+        if kind != "postgres" and "postgres" in what and rng.random() < 0.3:
             queued, delay_ms, away_ms = rng.randint(1, MOST_QUEUED), rng.uniform(0, MOST_DELAY_MS), rng.uniform(0, MOST_AWAY_MS)
             made.append(Kill(kind, victim, rng.randint(1, MOST_ACKS), queued, delay_ms, away_ms))
             continue

@@ -16,7 +16,7 @@ from tests.faults.world import SOURCE
 KILLS = 20
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("seed", "processes"), [(1, 1), (2, 1), (3, 2)])
 async def test_after_kills_everything_acknowledged_is_there_once_and_in_order(seed: int, processes: int) -> None:
     # Turned by one each time, so that of sixty kills each kind gets twenty.
