@@ -279,17 +279,16 @@ async def test_with_both_away_nothing_is_acknowledged_and_afterwards_nothing_is_
     scene.postgres.refuse()
     ids = [str(uuid4()) for _ in range(5)]
     began_at = trio.current_time()
-    for number, client_id in enumerate(ids):
-        await scene.laptop.send(
-            "MESSAGE_SEND", conversation_id=scene.pair, content=f"away {number}", client_message_id=client_id
-        )
-    for client_id in ids:
-        refused = (await scene.laptop.expect("ERROR", client_message_id=client_id))["payload"]
-        assert refused["code"] == "unavailable"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_refused_over_http, scene)
+        for number, client_id in enumerate(ids):
+            await scene.laptop.send(
+                "MESSAGE_SEND", conversation_id=scene.pair, content=f"away {number}", client_message_id=client_id
+            )
+        for client_id in ids:
+            refused = (await scene.laptop.expect("ERROR", client_message_id=client_id))["payload"]
+            assert refused["code"] == "unavailable"
     assert trio.current_time() - began_at < 8 + 2
-    body = {"client_message_id": "by http", "content": "by http"}
-    answer = await scene.alice.call("POST", f"/api/conversations/{scene.pair}/messages", body, expect=503)
-    assert answer.json()["code"] == "unavailable"
     assert (await scene.here.http.get("/health")).json() == {"status": "failed"}
     assert scene.phone.contents() == ["before"]
     # One after the other: what is repeated between the two is queued, and then stored.
@@ -308,3 +307,10 @@ async def test_with_both_away_nothing_is_acknowledged_and_afterwards_nothing_is_
     await scene.phone.reached(last["message_id"])
     assert scene.phone.contents() == ["before", *(f"away {number}" for number in range(5)), "after"]
     assert not scene.laptop.ended.is_set() and not scene.phone.ended.is_set()
+
+
+async def _refused_over_http(scene: Scene) -> None:
+    scene.here.http.timeout = WAIT_S
+    body = {"client_message_id": "by http", "content": "by http"}
+    answer = await scene.alice.call("POST", f"/api/conversations/{scene.pair}/messages", body, expect=503)
+    assert answer.json()["code"] == "unavailable"

@@ -57,14 +57,19 @@ class Updates:
         self._begun.set()
 
     def _heard(self, data: bytes) -> None:
-        try:
-            word = self._decoder.decode(data)
-        except msgspec.MsgspecError as odd:
-            log.warning("a word about presence that this release does not know", error=str(odd))
+        word = self._decoded(data)
+        if word is None:
             return
         if word.number and self._line is not None:
             self._line.take(word.number, trio.current_time())
         self._on_word(word)
+
+    def _decoded(self, data: bytes) -> Word | None:
+        try:
+            return self._decoder.decode(data)
+        except msgspec.MsgspecError as odd:
+            log.warning("a word about presence that this release does not know", error=str(odd))
+            return None
 
     async def run(self) -> None:
         """Look whether anything is missing, until cancelled."""
@@ -98,8 +103,8 @@ class Updates:
 
     async def _read(self, line: Line, told: int) -> None:
         for data in await store.latest_words(self._link, self._channel):
-            word = self._decoder.decode(data)
-            if line.take(word.number, trio.current_time()):
+            word = self._decoded(data)
+            if word is not None and line.take(word.number, trio.current_time()):
                 self._on_word(word)
         if line.up_to < told and line is self._line:
             self._line = Line(told)
