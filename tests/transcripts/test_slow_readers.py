@@ -13,14 +13,15 @@ import trio.testing
 
 from tests.house import Server
 from uim.chat.outbox import MAX_BYTES, Outbox
+from uim.live.pacing import PRICES
 from uim.live.sockets import FrameStream
+from uim.wire.frames import HeartbeatPing
 
 pytestmark = pytest.mark.timeout(30)
 
-ID = "i" * 50
-# At least so much is a MESSAGE_ACK that gives back two such ids; as many at once as a user may have open.
-ANSWER_BYTES = 300
-OPEN_SENDS = 64
+PING_ID = "p" * 50
+# At least so much is a PONG with such an id.
+ANSWER_BYTES = 150
 
 
 def ends_of(server: Server, user_id: str) -> tuple[Outbox, FrameStream]:
@@ -29,29 +30,29 @@ def ends_of(server: Server, user_id: str) -> tuple[Outbox, FrameStream]:
     return outbox, outbox.cut.__self__._stream
 
 
-async def test_who_asks_and_never_reads_is_read_no_further_and_answered_once_it_reads(server: Server) -> None:
-    alice, bob = await server.register("alice"), await server.register("bob")
-    pair = await server.pair(alice, bob)
+async def test_who_asks_and_never_reads_is_read_no_further_and_answered_once_it_reads(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRICES, HeartbeatPing, 0)  # so many would else take their time
+    alice = await server.register("alice")
     phone = await alice.connect("phone")
     await phone.roundtrip()
     outbox, stream = ends_of(server, alice.user_id)
     number = MAX_BYTES * 3 // 2 // ANSWER_BYTES
-    asked = [f"{ID}-{at}" for at in range(number)]
+    asked = [f"{PING_ID}-{at}" for at in range(number)]
 
     async def ask() -> None:
         for request_id in asked:
-            await phone.send("MESSAGE_SEND", request_id, conversation_id=pair, client_message_id=request_id, content="?")
+            await phone.send("HEARTBEAT_PING", request_id)
 
     async with trio.open_nursery() as nursery:
         async with stream._lock:  # the socket takes nothing
             nursery.start_soon(ask)
-            with trio.fail_after(20):
+            with trio.fail_after(10):
                 while outbox.size <= MAX_BYTES:
                     await trio.lowlevel.checkpoint()
-                while server.house.open_sends._busy:
-                    await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked(0.02)
-            assert outbox.size <= MAX_BYTES + OPEN_SENDS * 2 * ANSWER_BYTES
-        await phone.until(lambda: sum(frame["type"] == "MESSAGE_ACK" for frame in phone.frames) == number)
-    assert [frame["request_id"] for frame in phone.frames if frame["type"] == "MESSAGE_ACK"] == asked
+            assert outbox.size <= MAX_BYTES + 1_000
+        await phone.until(lambda: sum(frame["type"] == "HEARTBEAT_PONG" for frame in phone.frames) == number)
+    assert [frame["request_id"] for frame in phone.frames if frame["type"] == "HEARTBEAT_PONG"] == asked
     assert outbox.size == 0
