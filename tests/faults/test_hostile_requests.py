@@ -20,6 +20,7 @@ from tests.house import Person, Server, serving, settings_for
 from uim import listener
 from uim.admission import Admission
 from uim.api.app import MAX_BODY_BYTES
+from uim.chat.house import TURNS
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -129,7 +130,7 @@ async def test_one_users_slow_requests_leave_the_others_theirs(server: Server, p
     """Every turn of one user's is taken: that user waits, nobody else does."""
     turns_of = server.house.turns
     async with AsyncExitStack() as turns:
-        for _ in range(4):
+        for _ in range(TURNS):
             await turns.enter_async_context(turns_of.turn(UUID(eve.user_id)))
         with trio.move_on_after(0.3) as waited:
             await eve.get("/api/users/me")

@@ -280,9 +280,9 @@ async def test_texts_alone_bring_no_conversation_object(server: Server) -> None:
     await phone.leave()
     await laptop.say(conversation_id, "two")
     again = await bob.open("phone", last_sync_id=phone.cursor)
-    (page,) = await batches(again)
+    pages = await batches(again)  # perhaps one from the offline queue
     assert again.contents() == ["two"]
-    assert page["payload"]["conversations"] == []
+    assert all(page["payload"]["conversations"] == [] for page in pages)
 
 
 async def test_a_one_on_ones_first_message_brings_its_object(server: Server) -> None:

@@ -52,7 +52,7 @@ from uim.store.redis import RedisLink
 from uim.wire.codec import Codec
 
 OPEN_SENDS: Final = 64
-TURNS: Final = 4
+TURNS: Final = 2
 # Every device twice, then one a second.
 OPENINGS_SAVED: Final = 40.0
 OPENINGS_PER_S: Final = 1.0

@@ -1,6 +1,6 @@
 """How fast a connection is read: what each frame costs, and what a connection earns.
 
-100 a second, at most 500 saved up. A frame that asks for more than there is, is taken all the same, and the next one is read
+100 a second, at most 200 saved up. A frame that asks for more than there is, is taken all the same, and the next one is read
 once the debt has been earned: nothing is lost or refused, TCP tells the sender to wait. Rule: whatever a client may send without
 end has a price here, or a bound of its own (MESSAGE_SEND: the sends that a user may have open).
 """
@@ -14,7 +14,7 @@ import trio
 from uim.wire.frames import HeartbeatPing, MessageAck, PresenceUpdate, SyncRequest, TypingIndicator
 
 EARNED_PER_S: Final = 100.0
-MOST_SAVED: Final = 500.0
+MOST_SAVED: Final = 200.0
 PRICES: Final[dict[type, float]] = {
     HeartbeatPing: 1,
     MessageAck: 1,
