@@ -89,11 +89,15 @@ def plan(seed: int, kills: int, what: Sequence[str] = KINDS, processes: int = 1)
 
 @dataclass
 class Verdict:
-    """What a run came to. `faults`: every broken promise; `tails`: of the processes' logs, if there are any."""
+    """What a run came to. `faults`: every broken promise; `tails`: of the processes' logs, if there are any.
+
+    `errors`: what the servers logged as errors, which in an outage need not be a fault.
+    """
 
     kills: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
     tails: str = ""
     took_s: float = 0.0
 
@@ -101,6 +105,7 @@ class Verdict:
         killed = ", ".join(f"{count} of {what}" for what, count in sorted(self.kills.items())) or "none"
         counted = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
         said = [f"kills: {killed}; in {self.took_s:.0f} s", f"ledger: {counted}"]
+        said += [f"logged {count} times: {message}" for message, count in sorted(self.errors.items())]
         said += self.faults
         said.append("VIOLATED" if self.faults else "every promise was kept")
         return "\n".join(said)
@@ -184,6 +189,7 @@ class Run:
             nursery.cancel_scope.cancel()
         self.verdict.took_s = trio.current_time() - self.began_at
         self.verdict.counts = self.party.ledger.counts
+        self.verdict.errors = self.world.errors()
         self.verdict.counts["connections"] = sum(device.connections for device in self.party.devices)
         if self.verdict.faults:
             self.verdict.tails = self.world.tails()

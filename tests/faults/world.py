@@ -8,6 +8,7 @@ file); a server keeps its ports, and its databases' folders, over every restart;
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -153,6 +155,17 @@ class World:
                 command, env=environ, cwd=self.source, capture_stdout=True, stderr=subprocess.STDOUT, check=False
             )
         return [f"uim verify: {ran.returncode}\n{ran.stdout.decode()}"] if ran.returncode else []
+
+    def errors(self) -> Counter[str]:
+        """What the servers have logged as errors, by message; and tracebacks that no log took."""
+        found: Counter[str] = Counter()
+        for server in self.servers:
+            for line in server.process.program.log.read_text(errors="replace").splitlines():
+                if line.startswith("{") and line.endswith("}") and '"level":"ERROR"' in line:  # a killed one may break off
+                    found[str(json.loads(line)["message"])] += 1
+                elif line.startswith("Traceback"):
+                    found[line] += 1
+        return found
 
     def tails(self, lines: int = 40) -> str:
         """The last lines of every process's log: what a failing test tells."""
