@@ -208,7 +208,7 @@ class Offline:
         if self._newest.bound(user_id) <= max(after, self._believed_above(user_id)):
             return []  # nothing has passed that could be in there
         try:
-            held = await store.read(self._link, user_id)
+            held = await store.read(self._link, user_id, after=after, limit=limit)
         except RedisAway:
             return []
         return self.believed(held, user_id=user_id, after=after, limit=limit)
