@@ -279,7 +279,8 @@ CREATE TABLE public.log_epochs (
     after bigint NOT NULL,
     system_identifier bigint NOT NULL,
     timeline bigint NOT NULL,
-    began_at timestamp with time zone DEFAULT now() NOT NULL
+    began_at timestamp with time zone DEFAULT now() NOT NULL,
+    tables text
 );
 
 CREATE TABLE public.log_identity (

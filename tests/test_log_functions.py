@@ -19,7 +19,7 @@ import trio
 from tests.faults.desk import text
 from uim.model.message import Draft
 from uim.store import epochs, messages, receipts
-from uim.store.epochs import STEP, Epoch
+from uim.store.epochs import STEP, Epoch, Seen
 from uim.store.postgres import Connection, connect
 from uim.store.receipts import Advance
 
@@ -216,29 +216,69 @@ async def test_after_a_restore_or_failover_no_number_is_used_again(tx: Connectio
     alice = await add_user(tx, "alice")
     group = await add_group(tx, alice)
     assert await say(tx, group, alice, 3) == [1, 2, 3]
-    for number, changed in enumerate(("timeline", "system_identifier"), start=1):
+    for number, changed in enumerate(("timeline = timeline - 1", "system_identifier = 7", "tables = '1/1'"), start=2):
         head = await messages.head(tx)
-        await tx.execute(f"update log_epochs set {changed} = {changed} - 1")
-        base = head + STEP
-        assert await epochs.settle(tx) == await epochs.settle(tx) == Epoch(number + 1, base, head)
-        assert await say(tx, group, alice, 2) == [base, base + 1]
-    assert await rows(tx, "select seq from messages order by seq") == [(n,) for n in range(1, 8)]
+        await tx.execute(f"update log_epochs set {changed}")
+        epoch = await epochs.settle(tx)
+        assert (epoch.number, epoch.after) == (number, head) and epoch.base >= head + STEP
+        assert await epochs.settle(tx) == await epochs.latest(tx) == epoch
+        assert await say(tx, group, alice, 2) == [epoch.base, epoch.base + 1]
+    assert await rows(tx, "select seq from messages order by seq") == [(n,) for n in range(1, 10)]
 
 
-async def test_two_restores_without_an_entry_between_them_do_not_share_numbers(tx: Connection) -> None:
-    for _ in range(2):
-        await tx.execute("update log_epochs set timeline = timeline + 1")
-        last = await epochs.settle(tx)
-    assert last == Epoch(3, 2 * STEP - 1, STEP - 1)
+async def test_two_restores_do_not_share_numbers_even_if_nobody_remembers_the_first(tx: Connection) -> None:
     alice = await add_user(tx, "alice")
-    assert await say(tx, await add_group(tx, alice), alice) == [2 * STEP - 1]
+    group = await add_group(tx, alice)
+    assert await say(tx, group, alice, 3) == [1, 2, 3]
+    used: list[int] = []
+    for _ in range(2):
+        # As in the dump: one epoch, three entries.
+        await tx.execute("delete from messages where message_id > 3")
+        await tx.execute("delete from log_epochs where epoch > 1")
+        await tx.execute("update log_epochs set system_identifier = 7")
+        last = await epochs.settle(tx)
+        assert (last.number, last.after, last.lost) == (2, 3, ((3, last.base),))
+        used += await say(tx, group, alice, 500)
+        # No restore is quicker: by then the clock is past the numbers that were used.
+        await tx.execute("select pg_sleep(0.01)")
+    assert len(set(used)) == 1_000 and max(used) < 2**53
+
+
+async def test_of_every_lost_stretch_clients_are_told(tx: Connection) -> None:
+    alice = await add_user(tx, "alice")
+    group = await add_group(tx, alice)
+    told: list[tuple[int, int]] = []
+    for _ in range(3):
+        head = (await say(tx, group, alice, 2))[-1]
+        await tx.execute("update log_epochs set timeline = timeline + 1")
+        epoch = await epochs.settle(tx)
+        told.insert(0, (head, epoch.base))
+    assert list(epoch.lost) == told
+
+
+async def test_a_log_that_ends_below_what_has_been_seen_of_it_begins_anew(tx: Connection) -> None:
+    alice = await add_user(tx, "alice")
+    group = await add_group(tx, alice)
+    assert await say(tx, group, alice, 3) == [1, 2, 3]
+    assert (await epochs.settle(tx, Seen(1, 3))).number == 1
+    far = 2**50
+    epoch = await epochs.settle(tx, Seen(4, far))
+    assert (epoch.number, epoch.after) == (5, 3) and epoch.base >= far + STEP
+    assert await epochs.settle(tx, Seen(5, epoch.base - 1)) == epoch
+
+
+async def test_a_row_of_an_earlier_release_is_filled_in(tx: Connection) -> None:
+    await tx.execute("update log_epochs set tables = null")
+    assert (await epochs.settle(tx)).number == 1
+    assert await rows(tx, "select count(*) from log_epochs where tables is null") == [(0,)]
 
 
 async def test_a_log_that_lost_its_epochs_table_does_not_begin_anew(tx: Connection) -> None:
     alice = await add_user(tx, "alice")
     await say(tx, await add_group(tx, alice), alice, 4)
     await tx.execute("delete from log_epochs")
-    assert await epochs.settle(tx) == Epoch(1, 4 + STEP, 4)
+    epoch = await epochs.settle(tx)
+    assert (epoch.number, epoch.after) == (1, 4) and epoch.base >= 4 + STEP
 
 
 # --- watermarks ---

@@ -155,7 +155,9 @@ async def serve(
     async with trio.open_nursery() as tree:
         if admin_socket is not None:
             await tree.start(desk.run, house, admin_socket)
-        for room in (house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
+        await tree.start(house.link.run)
+        await tree.start(house.epochs.run)
+        for room in (house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
             # By the room's own name, for two of them run the same function.
             await tree.start(room.run, name=f"{type(room).__module__}.{type(room).__name__}.run")
         await tree.start(redelivery.run, house.switchboard)

@@ -150,6 +150,10 @@ class Blocks:
         if change.stands:
             self._on_parted(change.blocker_id, change.blocked_id)
 
+    def clear(self) -> None:
+        """Forget all of it: each connection learns its own again, and until then counts as apart. Does not await."""
+        self._known.clear()
+
     def _apply(self, change: _Change) -> None:
         if (around := self._known.get(change.blocker_id)) is not None:
             (around.blocking.add if change.stands else around.blocking.discard)(change.blocked_id)

@@ -21,6 +21,7 @@ from uim.chat.callers import Origins
 from uim.chat.catchup import CatchUp
 from uim.chat.conversations import Conversations
 from uim.chat.deletion import Deletion
+from uim.chat.epochs import Epochs
 from uim.chat.export import Exports
 from uim.chat.farewell import Farewell
 from uim.chat.friends import Friends
@@ -45,7 +46,9 @@ from uim.chat.typing import Typing
 from uim.chat.words import Unread
 from uim.chat.writer import Writer
 from uim.config import Settings
+from uim.errors import Cut
 from uim.model.message import Draft, Entry
+from uim.store.epochs import Epoch
 from uim.store.postgres import Pool
 from uim.store.receipts import Advance
 from uim.store.redis import RedisLink
@@ -74,6 +77,7 @@ class House:
     writer: Writer
     spool: Spool
     tailer: Tailer
+    epochs: Epochs
     offline: Offline
     catchup: CatchUp
     receipts: Receipts
@@ -153,10 +157,22 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
             blocks.follow(entry)
             presence.follow(entry)
 
+    def on_begun(epoch: Epoch) -> None:
+        # Clients first: whoever is live would count all up to the new epoch as sent. They come back and hear of it.
+        for outbox in switchboard.all():
+            outbox.live = False
+            outbox.cut(Cut.RESTART)
+        for cache in (memberships, blocks, logins):
+            cache.clear()
+        pool.close_idle()
+        writer.begin_again()
+        tailer.begin_again(epoch)
+
     def may_be_queued(draft: Draft) -> bool:
         membership = memberships.get(draft.conversation_id)
         return membership is not None and membership.is_member(draft.sender_id)
 
+    epochs = Epochs(link, log_id=log_id, position=lambda: tailer.position, on_begun=on_begun)
     announcements = Announcements(pool, switchboard, memberships)
     bus = Bus(
         link,
@@ -179,8 +195,9 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         may_keep=may_be_queued,
         is_settled=lambda: not writer.queued,
         on_appended=on_appended,
+        settle=epochs.settle,
     )
-    writer = Writer(settings.database_url, on_appended, spool=spool)
+    writer = Writer(settings.database_url, on_appended, spool=spool, settle=epochs.settle)
     blocks = Blocks(pool, writer, switchboard, on_parted=on_parted)
     typing = Typing(switchboard, memberships, blocks, on_typing)
     presence = Presence(
@@ -197,13 +214,14 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         is_here=switchboard.is_here,
         holds=presence.holds,
         seems_online=presence.seems_online,
-        epoch_base=lambda: writer.epoch.base,
+        epoch_base=lambda: epochs.present.base,
     )
     tokens = Tokens(settings.jwt_keys, time.time)
     throttle = Throttle(time.monotonic)
     logins = Logins(pool, tokens, on_ended=on_login_ended)
     tailer = Tailer(
         settings.database_url,
+        epochs=epochs,
         switchboard=switchboard,
         memberships=memberships,
         origin_of=writer.origin_of,
@@ -238,6 +256,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         writer=writer,
         spool=spool,
         tailer=tailer,
+        epochs=epochs,
         offline=offline,
         catchup=CatchUp(pool, tailer, offline, turns),
         receipts=receipts,

@@ -102,6 +102,10 @@ class Logins:
             if is_news:
                 self._on_ended(login_id)
 
+    def clear(self) -> None:
+        """Let in only whom the database knows now; what has ended stays ended here, whatever it says. Does not await."""
+        self._living.clear()
+
     def has_ended(self, login_id: UUID) -> bool:
         """Whether this process has heard that the login has ended. Does not await."""
         return login_id in self._ended

@@ -65,12 +65,18 @@ class Memberships:
 
     def __init__(self) -> None:
         self._known: OrderedDict[UUID, Membership] = OrderedDict()
+        self.clearings = 0
 
     def get(self, conversation_id: UUID) -> Membership | None:
         known = self._known.get(conversation_id)
         if known is not None:
             self._known.move_to_end(conversation_id)
         return known
+
+    def clear(self) -> None:
+        """Forget all of it: the log that it followed is not the one that goes on."""
+        self._known.clear()
+        self.clearings += 1
 
     def unknown(self, entries: Iterable[Entry]) -> list[UUID]:
         """The conversations of these entries that have to be loaded first."""

@@ -8,7 +8,7 @@ text is judged when it is appended, never when it is queued.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -20,6 +20,7 @@ from uim.log import get_logger
 from uim.model.message import Draft, Entry
 from uim.store import epochs, messages
 from uim.store import spool as store
+from uim.store.epochs import Epoch
 from uim.store.messages import Outcome
 from uim.store.postgres import Connection, ConnectionLost, DatabaseError, connect
 from uim.store.redis import RedisAway, RedisLink
@@ -53,6 +54,7 @@ class Spool:
         may_keep: Callable[[Draft], bool],
         is_settled: Callable[[], bool],
         on_appended: Callable[[list[Entry]], None],
+        settle: Callable[[Connection], Awaitable[Epoch]] = epochs.settle,
         max_bytes: int = store.MAX_BYTES,
     ) -> None:
         self._link = link
@@ -61,6 +63,7 @@ class Spool:
         self._may_keep = may_keep
         self._is_settled = is_settled
         self._on_appended = on_appended
+        self._settle = settle
         self._max_bytes = max_bytes
         self._trouble = ""
         self.drained = self.dead_letters = 0
@@ -110,7 +113,7 @@ class Spool:
         try:
             if await store.length(self._link, self._log_id):
                 async with await connect(self._url, name="spool", settings=PLANS) as tx:
-                    await epochs.settle(tx)
+                    await self._settle(tx)
                     await self._drain(tx)
         except RedisAway as away:
             log.info("draining waits for redis", error=str(away))

@@ -15,11 +15,13 @@ from uuid import UUID
 
 import trio
 
+from uim.chat.epochs import Epochs
 from uim.chat.memberships import Memberships
 from uim.chat.switchboard import Switchboard
 from uim.log import get_logger
 from uim.model.message import Entry
 from uim.store import cursors, logins, messages
+from uim.store.epochs import Epoch
 from uim.store.postgres import Connection, ConnectionLost, connect
 from uim.wire.frames import frame
 
@@ -46,6 +48,7 @@ class Tailer:
         self,
         database_url: str,
         *,
+        epochs: Epochs,
         switchboard: Switchboard,
         memberships: Memberships,
         origin_of: Callable[[Entry], UUID | None],
@@ -56,6 +59,7 @@ class Tailer:
         on_handed_on: Callable[[list[Entry]], None] = lambda batch: None,
     ) -> None:
         self._url = database_url
+        self._epochs = epochs
         self._switchboard = switchboard
         self._memberships = memberships
         self._origin_of = origin_of
@@ -70,6 +74,8 @@ class Tailer:
         self._next_poll = 0.0
         self._is_cut_off = False
         self.position = 0
+        # Counts the epochs that began meanwhile: what was asked for before is not handed on after.
+        self._beginnings = 0
         self.ring: deque[Entry] = deque(maxlen=RING_ENTRIES)
 
     def offer(self, entries: Iterable[Entry]) -> None:
@@ -84,8 +90,8 @@ class Tailer:
         """Hand on until cancelled. Started once the head is known; connections before that would miss nothing either."""
         while self._tx is None:
             try:
-                self._tx = await connect(self._url, name="tailer", settings={"statement_timeout": "4000"})
-                self.position = await messages.head(self._tx)
+                tx = await self._connected()
+                self.position = max(await messages.head(tx), self._epochs.present.base - 1)
             except ConnectionLost as lost:
                 await self._rest(lost)
         task_status.started()
@@ -94,6 +100,15 @@ class Tailer:
                 await self._step()
             except ConnectionLost as lost:
                 await self._rest(lost)
+
+    def begin_again(self, epoch: Epoch) -> None:
+        """The log goes on in a new epoch: what lies before it comes from the database alone. Does not await."""
+        self._beginnings += 1
+        self._pending.clear()
+        self.ring.clear()
+        self.position = epoch.base - 1
+        self._next_poll = 0.0
+        self._wake.set()
 
     async def _step(self) -> None:
         # First, or a stream of entries without an end would starve revocations.
@@ -128,11 +143,15 @@ class Tailer:
     async def _hand_on(self, batch: list[Entry]) -> None:
         unknown = self._memberships.unknown(batch)
         if unknown:
+            beginnings = self._beginnings
             try:
                 found = await messages.stays_of(await self._connected(), unknown)
             except ConnectionLost:
-                self._pending.update((entry.message_id, entry) for entry in batch)
+                if beginnings == self._beginnings:
+                    self._pending.update((entry.message_id, entry) for entry in batch)
                 raise
+            if beginnings != self._beginnings:
+                return
             self._memberships.learn(unknown, found)
         now = trio.current_time()
         for entry in batch:
@@ -180,7 +199,16 @@ class Tailer:
 
     async def _read_on(self) -> None:
         """What the database has above our position. Ids that are missing there do not exist: the log is in commit order."""
-        found = await messages.entries_after(await self._connected(), self.position, READ_ENTRIES)
+        tx = await self._connected()
+        beginnings = self._beginnings
+        found = await messages.entries_after(tx, self.position, READ_ENTRIES)
+        # The log jumps where an epoch begins, and there alone.
+        in_line = sum(1 for at, entry in enumerate(found, self.position + 1) if entry.message_id == at)
+        if found and not in_line:
+            await self._epochs.look(tx)
+        if beginnings != self._beginnings:
+            return
+        del found[in_line or len(found) :]
         for entry in found:
             # What this process has appended waits behind the hole, its commit long answered: it knows who sent it.
             waiting = self._pending.get(entry.message_id)
@@ -193,6 +221,8 @@ class Tailer:
     async def _poll(self) -> None:
         tx = await self._connected()
         head = await messages.head(tx)
+        if head < self.position and self.position >= self._epochs.present.base:
+            await self._epochs.settle(tx)  # the tail is gone, under our very connection
         self._on_logins_ended(await logins.ended_since(tx, LOOK_BACK_S))
         for user_id, device_id, connection_no in await cursors.connected_since(tx, LOOK_BACK_S):
             self._switchboard.cut_older(user_id, device_id, connection_no)
@@ -202,7 +232,13 @@ class Tailer:
 
     async def _connected(self) -> Connection:
         if self._tx is None or self._tx.closed:
-            self._tx = await connect(self._url, name="tailer", settings={"statement_timeout": "4000"})
+            tx = await connect(self._url, name="tailer", settings={"statement_timeout": "4000"})
+            try:
+                await self._epochs.settle(tx)
+            except BaseException:
+                tx.pgconn.finish()
+                raise
+            self._tx = tx
         if self._is_cut_off:
             self._is_cut_off = False
             log.info("the tailer reaches the database again")
@@ -236,7 +272,8 @@ class Tailer:
 
         Does not await: together with what the caller does next it is one step of the hand-over.
         """
-        if position >= self.position:
+        epoch = self._epochs.present
+        if position >= self.position or (position >= epoch.after and self.position == epoch.base - 1):
             return []
         if not self.ring or self.ring[0].message_id > position + 1:
             return None

@@ -24,6 +24,7 @@ from uim.errors import STATUS_OF, UIMError, unavailable
 from uim.log import get_logger
 from uim.model.message import QUEUED, Draft, Entry, Posted, Queued
 from uim.store import epochs, messages
+from uim.store.epochs import Epoch
 from uim.store.postgres import Connection, ConnectionLost, DatabaseAway, DatabaseError, Deadlines, connect, says_away
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class Writer:
         give_up_after_s: float = GIVE_UP_AFTER_S,
         patience_s: float = PATIENCE_S,
         deadlines: Deadlines = WRITERS,
+        settle: Callable[[Connection], Awaitable[Epoch]] = epochs.settle,
     ) -> None:
         self._url = database_url
         self._spool = spool
@@ -71,7 +73,9 @@ class Writer:
         self._kept: Line = deque()
         self._queued: dict[Key, Text] = {}
         self._wake = trio.Event()
+        self._settle = settle
         self._tx: Connection | None = None
+        self._is_outdated = False
         self._down = trio.Event()
         self._lost_at = 0.0
         # Losses in mid-append without a success between: a batch that is too much for the database is tried in smaller ones.
@@ -83,7 +87,7 @@ class Writer:
         self.drained = trio.Event()
         # For metrics: plain numbers, read at a scrape.
         self.appended = self.appends = self.dead_letters = 0
-        self.epoch = epochs.Epoch(0, 0, 0)
+        self.epoch = Epoch(0, 0, 0)
         # The session of each text whose commit is not yet answered: the tailer may read it from the database first.
         self._origins: dict[Key, UUID] = {}
         # The same for commits whose answer was lost: what a repeat found in the log. Bounded; a miss costs one extra frame.
@@ -193,7 +197,14 @@ class Writer:
         is_answered = not self._line and (self._tx is None or not self._kept)
         return self._closing and (is_answered or trio.current_time() >= self._end_at)
 
+    def begin_again(self) -> None:
+        """Another epoch has been found to hold: append only on a connection that is made from now on."""
+        self._is_outdated = True
+        self._wake.set()
+
     async def _turn(self) -> None:
+        if self._is_outdated and self._tx is not None:
+            self._lose(DatabaseAway("the log has gone on elsewhere"))
         if self._tx is None or self._tx.closed:
             await self._stand_by()
         elif self._kept or self._line:
@@ -328,7 +339,8 @@ class Writer:
         """One try. A new connection first asks whether this is still the same log, and begins an epoch if not."""
         try:
             tx = await connect(self._url, name="writer", settings=PLANS, deadlines=self._deadlines)
-            self.epoch = await epochs.settle(tx)
+            self.epoch = await self._settle(tx)
+            self._is_outdated = False
             self._tx = tx
         except ConnectionLost as lost:
             log.info("the writer cannot reach the database", error=str(lost).splitlines()[0])

@@ -189,9 +189,11 @@ async def _membership(session: Session, conversation_id: UUID) -> Membership:
     memberships = session.house.memberships
     membership = memberships.get(conversation_id)
     if membership is None:
+        clearings = memberships.clearings
         async with session.house.pool.connection() as tx:
             found = await messages.stays_of(tx, [conversation_id])
-        memberships.learn(list(found), found)
+        if clearings == memberships.clearings:
+            memberships.learn(list(found), found)
         membership = memberships.get(conversation_id)
     if membership is None or not membership.is_member(session.caller.user_id):
         raise not_found("no such conversation")

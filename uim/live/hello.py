@@ -78,7 +78,7 @@ def _numbers(version: str) -> list[int]:
 
 def session_ready(house: House, outbox: Outbox, opened: Opened, behind: int) -> bytes:
     """The first frame of a connection."""
-    epoch = house.writer.epoch
+    epoch = house.epochs.present
     settings = house.settings
     payload: dict[str, Any] = {
         "user_id": outbox.user_id,
@@ -89,7 +89,7 @@ def session_ready(house: House, outbox: Outbox, opened: Opened, behind: int) -> 
         "protocol": 1,
         "server_version": __version__,
         "features": FEATURES,
-        "epoch": {"number": epoch.number, "base": epoch.base, "after": epoch.after},
+        "epoch": {"number": epoch.number, "base": epoch.base, "after": epoch.after, "lost": epoch.lost},
         "last_sync_id": opened.at,
         "behind": behind,
         "heartbeat_interval": 30,

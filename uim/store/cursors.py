@@ -70,9 +70,10 @@ class Move:
 
 
 async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
-    """Write a batch of moves, sorted; the devices of those that hit no row, for they have been replaced.
+    """Write a batch of moves, sorted; the devices of those that hit no row, for a newer connection has replaced them.
 
-    Cursors that are gone went with their accounts: those connections end for that, and not as replaced.
+    Cursors that are gone went with their accounts, and numbers that are lower than ours came with a database that has been
+    restored: those connections end for that, and not as replaced.
     """
     ordered = sorted(moves, key=lambda m: (m.user_id.bytes, m.device_id))
     cursor = await tx.execute(
@@ -97,17 +98,16 @@ async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
         binary=True,
     )
     hit = {(row[0], row[1]) for row in await cursor.fetchall()}
-    missed = {(m.user_id, m.device_id) for m in moves} - hit
-    return missed & await _those_there_are(tx, missed) if missed else missed
+    missed = [m for m in ordered if (m.user_id, m.device_id) not in hit]
+    return await _replaced(tx, missed) if missed else set()
 
 
-async def _those_there_are(tx: Connection, devices: set[tuple[UUID, str]]) -> set[tuple[UUID, str]]:
-    asked = sorted(devices)
+async def _replaced(tx: Connection, missed: Sequence[Move]) -> set[tuple[UUID, str]]:
     cursor = await tx.execute(
         """select c.user_id, c.device_id from device_cursors c
-            join unnest(%s::uuid[], %s::text[]) as g (user_id, device_id)
-                on g.user_id = c.user_id and g.device_id = c.device_id""",
-        ([user_id for user_id, _ in asked], [device_id for _, device_id in asked]),
+            join unnest(%s::uuid[], %s::text[], %s::bigint[]) as g (user_id, device_id, connection_no)
+                on g.user_id = c.user_id and g.device_id = c.device_id and c.connection_no > g.connection_no""",
+        ([m.user_id for m in missed], [m.device_id for m in missed], [m.connection_no for m in missed]),
         binary=True,
     )
     return {(row[0], row[1]) for row in await cursor.fetchall()}

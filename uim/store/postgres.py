@@ -142,6 +142,8 @@ async def connect(
     parameters["options"] = f"{parameters.get('options') or ''} {options}".strip()
     parameters.setdefault("application_name", f"uim {name}")
     parameters.setdefault("tcp_user_timeout", "10000")
+    # A standby is no place for us, and one that is just being promoted is away until it is.
+    parameters.setdefault("target_session_attrs", "read-write")
     # Resolving a name may block; the blocking variant in a thread, for asyncio's own would need its loop.
     attempts = await trio.to_thread.run_sync(psycopg.conninfo.conninfo_attempts, parameters, abandon_on_cancel=True)
     failure: psycopg.Error | None = None
