@@ -256,6 +256,17 @@ async def test_of_every_lost_stretch_clients_are_told(tx: Connection) -> None:
     assert list(epoch.lost) == told
 
 
+async def test_epochs_in_which_nothing_was_said_are_one_stretch(tx: Connection) -> None:
+    alice = await add_user(tx, "alice")
+    group = await add_group(tx, alice)
+    assert await say(tx, group, alice, 3) == [1, 2, 3]
+    for _ in range(3):
+        await tx.execute("update log_epochs set timeline = timeline + 1")
+        epoch = await epochs.settle(tx)
+    assert [after for after, _ in epoch.lost] == [*(base - 1 for _, base in epoch.lost[1:]), 3]
+    assert epoch.empty_above == 3 and await say(tx, group, alice) == [epoch.base]
+
+
 async def test_a_log_that_ends_below_what_has_been_seen_of_it_begins_anew(tx: Connection) -> None:
     alice = await add_user(tx, "alice")
     group = await add_group(tx, alice)

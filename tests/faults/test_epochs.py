@@ -45,11 +45,12 @@ async def answers_again(server: Server) -> None:
 
 
 async def in_epoch(server: Server, number: int) -> None:
-    """That server has noticed."""
+    """That server has noticed, and its pool of connections too."""
     with trio.fail_after(WITHIN_S):
         while server.house.epochs.present.number < number:
             await trio.sleep(0.02)
     assert server.house.epochs.present.number == number
+    await answers_again(server)
 
 
 def dropped(device: Device, ready: dict[str, Any]) -> list[dict[str, Any]]:

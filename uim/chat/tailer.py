@@ -273,7 +273,7 @@ class Tailer:
         Does not await: together with what the caller does next it is one step of the hand-over.
         """
         epoch = self._epochs.present
-        if position >= self.position or (position >= epoch.after and self.position == epoch.base - 1):
+        if position >= self.position or (position >= epoch.empty_above and self.position == epoch.base - 1):
             return []
         if not self.ring or self.ring[0].message_id > position + 1:
             return None

@@ -36,6 +36,15 @@ class Epoch:
     after: int
     lost: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
+    @property
+    def empty_above(self) -> int:
+        """Nothing lies between this and `base`: epochs in which nothing was said are one stretch with this one's."""
+        at = self.after
+        for after, base in self.lost:
+            if base == at + 1:
+                at = after
+        return at
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -71,7 +80,7 @@ async def settle(tx: Connection, seen: Seen = UNSEEN) -> Epoch:
             if rows[0][5] is None:
                 await tx.execute("update log_epochs set tables = %s where epoch = %s", (tables, number))
             return _epoch(rows)
-        epoch = Epoch(max(number, seen.number) + 1, max(max(reached, seen.highest) + STEP, clock), newest)
+        epoch = Epoch(max(number, seen.number) + 1, max(max(reached, seen.highest) + STEP, clock), reached)
         if not rows and not newest and not seen.highest:
             epoch = Epoch(1, 1, 0)
         await tx.execute(
