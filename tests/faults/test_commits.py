@@ -12,11 +12,13 @@ import trio.testing
 
 from tests.faults.desk import GIVE_UP_AFTER_S, QUICK, Desk, desk_on, rename, submit, text
 from tests.faults.proxy import Proxy, postgres_proxy
+from uim.chat.epochs import Epochs
 from uim.chat.memberships import Memberships
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.errors import UIMError
 from uim.store import messages
+from uim.store.redis import RedisLink
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -68,8 +70,11 @@ async def test_a_commit_whose_answer_is_lost_is_found_by_its_key_and_answered_se
 async def test_what_was_committed_unheard_is_not_handed_on_from_memory_and_reaches_the_tailer(
     scene: Scene, database_url: str
 ) -> None:
+    tailer: Tailer
+    link = RedisLink("unix:///nowhere")
     tailer = Tailer(
         database_url,
+        epochs=Epochs(link, log_id=uuid4(), position=lambda: tailer.position, on_begun=lambda epoch: None),
         switchboard=Switchboard(devices_per_user=20),
         memberships=Memberships(),
         origin_of=scene.desk.writer.origin_of,

@@ -204,14 +204,17 @@ class Offline:
     # -- reading ----------------------------------------------------------------------------------------------------------
 
     async def page(self, *, user_id: UUID, after: int, limit: int) -> list[Entry]:
-        """What follows a cursor, as far as the queue has it without a gap: at most `limit` entries, perhaps none."""
+        """What follows a cursor, if the queue has it without a gap: `limit` entries, or all that has passed, or none."""
         if self._newest.bound(user_id) <= max(after, self._believed_above(user_id)):
             return []  # nothing has passed that could be in there
         try:
             held = await store.read(self._link, user_id, after=after, limit=limit)
         except RedisAway:
             return []
-        return self.believed(held, user_id=user_id, after=after, limit=limit)
+        found = self.believed(held, user_id=user_id, after=after, limit=limit)
+        # A few before a gap are not worth a page of their own.
+        is_whole = bool(found) and (len(found) == limit or found[-1].message_id >= self._newest.bound(user_id))
+        return found if is_whole else []
 
     def believed(self, held: Iterable[bytes], *, user_id: UUID, after: int, limit: int) -> list[Entry]:
         """Of a queue as it was read what is certain, by what has passed here until now."""
