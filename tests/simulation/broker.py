@@ -66,8 +66,6 @@ class Broker:
             return [(spool_id, [b"draft", data]) for spool_id, data in list(self.kept.get(command[1], {}).items())[: command[5]]]
         if name == "XLEN":
             return len(self.kept.get(command[1], {}))
-        if name == "LRANGE":
-            return list(self.kept.get(command[1], []))
         if name == "DEL":
             return sum(self.kept.pop(key, None) is not None for key in command[1:])
         return None  # sessions and presence: nothing here reads what they write
@@ -87,6 +85,9 @@ class Broker:
         if script == offline._PUSH:
             held = [*self.kept.get(keys[0], []), *args]
             self.kept[keys[0]] = held[-offline.MOST :]
+        if script == offline._READ:
+            after, most = args
+            return [one for one in self.kept.get(keys[0], []) if offline._decode(one).id > after][:most]
         return None
 
     def _spool(self, keys: Sequence[str], most: int, drafts: Sequence[bytes]) -> list[bytes]:

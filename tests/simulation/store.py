@@ -68,7 +68,7 @@ async def stays_of(tx: Connection, conversation_ids: Sequence[UUID]) -> dict[UUI
     return await tx.ask("stays_of", lambda tables: tables.stays_of(conversation_ids))
 
 
-async def settle(tx: Connection) -> epochs.Epoch:
+async def settle(tx: Connection, seen: epochs.Seen = epochs.UNSEEN) -> epochs.Epoch:
     return await tx.ask("settle", lambda tables: epochs.Epoch(1, 1, 0))
 
 
