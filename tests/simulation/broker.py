@@ -66,6 +66,8 @@ class Broker:
             return [(spool_id, [b"draft", data]) for spool_id, data in list(self.kept.get(command[1], {}).items())[: command[5]]]
         if name == "XLEN":
             return len(self.kept.get(command[1], {}))
+        if name == "LRANGE":
+            return list(self.kept.get(command[1], []))
         if name == "DEL":
             return sum(self.kept.pop(key, None) is not None for key in command[1:])
         return None  # sessions and presence: nothing here reads what they write

@@ -210,7 +210,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a resend goes on from what was sent",
-        frozenset({"AGAIN", "STUCK"}),
+        frozenset({"AGAIN", "STUCK", "MARK"}),
         lambda: keeping(Outbox, "send_again", "sent"),
     ),
     Mutation(

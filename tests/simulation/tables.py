@@ -241,7 +241,7 @@ class Tables:
             cursor = self.cursors.get(device)
             if cursor is not None and cursor.connection_no == move.connection_no:
                 self.cursors[device] = replace(cursor, at=max(cursor.at, move.message_id))
-            elif cursor is not None:
+            elif cursor is not None and cursor.connection_no > move.connection_no:
                 missed.add(device)
         return missed
 

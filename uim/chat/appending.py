@@ -13,7 +13,8 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from uim.model.message import Draft, Entry
+from uim.errors import STATUS_OF, UIMError
+from uim.model.message import Draft, Entry, Posted
 from uim.store import messages
 from uim.store.messages import Outcome
 from uim.store.postgres import Connection, DatabaseError, says_away
@@ -93,3 +94,18 @@ def inserted(
             entries.append(entry)
     entries.sort(key=lambda entry: entry.message_id)
     return entries
+
+
+def judged(outcome: Outcome) -> Posted | UIMError:
+    """What a sender is told: the place of the text, or why it has none."""
+    if outcome.verdict in ("inserted", "duplicate"):
+        assert outcome.message_id is not None and outcome.seq is not None and outcome.created_at is not None
+        return Posted(outcome.message_id, outcome.seq, outcome.created_at, outcome.verdict == "duplicate")
+    why = {
+        "conflict": "another message was sent under this client_message_id",
+        "forbidden": "you can't write to this user",
+        "blocked": "unblock first",
+        "not_found": "no such conversation",
+    }
+    code = outcome.verdict if outcome.verdict in STATUS_OF else "internal"
+    return UIMError(code, why.get(code, ""))

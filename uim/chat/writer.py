@@ -18,9 +18,9 @@ from uuid import UUID
 
 import trio
 
-from uim.chat.appending import MAX_BATCH, PLANS, Append, append_apart, entry_key, inserted
+from uim.chat.appending import MAX_BATCH, PLANS, Append, append_apart, entry_key, inserted, judged
 from uim.chat.line import Answer, Keeper, Key, Line, Text, Verb
-from uim.errors import STATUS_OF, UIMError, unavailable
+from uim.errors import UIMError, unavailable
 from uim.log import get_logger
 from uim.model.message import QUEUED, Draft, Entry, Posted, Queued
 from uim.store import epochs, messages
@@ -262,7 +262,7 @@ class Writer:
                 self._found[outcome.message_id] = text.draft.origin
                 if len(self._found) > MAX_BATCH:
                     self._found.popitem(last=False)
-            self._answer(text, _judged(outcome))
+            self._answer(text, judged(outcome))
         if self._spool is not None and (spooled := [text for text in batch if text.spool_id is not None]):
             self._spool.forget([text.spool_id or "" for text in spooled], [text.draft for text in spooled])
 
@@ -396,17 +396,3 @@ class Writer:
 
 def _same(one: Draft, other: Draft) -> bool:
     return one.conversation_id == other.conversation_id and one.content_hash == other.content_hash
-
-
-def _judged(outcome: messages.Outcome) -> Posted | UIMError:
-    if outcome.verdict in ("inserted", "duplicate"):
-        assert outcome.message_id is not None and outcome.seq is not None and outcome.created_at is not None
-        return Posted(outcome.message_id, outcome.seq, outcome.created_at, outcome.verdict == "duplicate")
-    why = {
-        "conflict": "another message was sent under this client_message_id",
-        "forbidden": "you can't write to this user",
-        "blocked": "unblock first",
-        "not_found": "no such conversation",
-    }
-    code = outcome.verdict if outcome.verdict in STATUS_OF else "internal"
-    return UIMError(code, why.get(code, ""))
