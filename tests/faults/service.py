@@ -23,6 +23,7 @@ from tests.test_cli import environment
 from uim.cli.binding import BACKLOG
 
 OPEN_FILES = 8_192
+ANSWERED_WITHIN_S = 20.0
 
 
 def allow_open_files() -> None:
@@ -44,11 +45,12 @@ async def ask(port: int, path: str, token: str | None = None) -> str:
     """One GET, its whole answer, head and all; what came of it if the connection is torn."""
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     answer = b""
-    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: uim\r\nConnection: close\r\n{bearer}\r\n".encode())
-        with suppress(trio.BrokenResourceError):
-            async for piece in stream:
-                answer += piece
+    with trio.fail_after(ANSWERED_WITHIN_S):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: uim\r\nConnection: close\r\n{bearer}\r\n".encode())
+            with suppress(trio.BrokenResourceError):
+                async for piece in stream:
+                    answer += piece
     return answer.decode()
 
 
