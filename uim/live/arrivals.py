@@ -17,11 +17,11 @@ import trio
 
 # Of the pool's connections, so that whoever is here already finds one of the rest.
 SHARE_OF_POOL: Final = 0.8
-# A ceiling: a quicker machine, too, keeps its database for those who talk. Half above what one process opens on a core of its own
-# here, 250 to 330 a second at 3 ms of its time each.
+# A ceiling: a quicker machine, too, keeps its database for those who talk. Half above what one process opened on a core of its
+# own here, 250 to 300 a second at 3 to 4 ms of its time each.
 OPENINGS_PER_S: Final = 500.0
-# Who is sent away costs a third of one who is let in, and comes again: on a machine four times too busy 1,000 were live after 16 s
-# where all could wait, and after 30 s where they waited 6 s at most. Longer than this a client has no patience.
+# Who is sent away costs something too, and comes again. Seen on a machine four times too busy, with 6 s: 1,000 at once were live
+# after 11 s when all had their turn in time, after 30 s when half were sent away. Longer than this a client has no patience.
 WAIT_S: Final = 15.0
 # More than this could not be let in within WAIT_S anyway.
 MAX_WAITING: Final = 3_000
