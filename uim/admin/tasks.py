@@ -24,8 +24,8 @@ from uim.chat.outbox import Outbox
 from uim.live.session import Session
 from uim.model.ids import rfc3339
 
-# Some 20 µs a task: a slice holds the loop for less than a millisecond.
-TASKS_A_SLICE: Final = 25
+# Some 35 µs a task, so a slice is a third of a millisecond; a collection of garbage may fall into one.
+TASKS_A_SLICE: Final = 10
 MAX_DEPTH: Final = 40
 _HOUSE: Final = f"{Path(__file__).parents[1]}/"
 _CONNECTION: Final = "trio._highlevel_serve_listeners._run_handler"
