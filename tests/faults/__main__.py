@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 import sys
 from functools import partial
+from pathlib import Path
 
 import click
 import trio
 
 from tests.faults.kills import KINDS, RATE, carry_out
+from tests.faults.world import SOURCE
 
 
 @click.command(help="Kill UIM's server, PostgreSQL and Valkey under load, and hold what clients were told against what is there.")
@@ -21,14 +23,20 @@ from tests.faults.kills import KINDS, RATE, carry_out
 @click.option("--what", default=",".join(KINDS), show_default=True, help="What is killed, by commas.")
 @click.option("--processes", type=click.IntRange(1, 8), default=1, show_default=True, help="How many `uim serve` there are.")
 @click.option("--rate", type=click.FloatRange(0.1, 200), default=RATE, show_default=True, help="Texts a second of each of 6 devices.")
-def main(kills: int, seed: int | None, what: str, processes: int, rate: float) -> None:
+@click.option(
+    "--source",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=SOURCE,
+    help="Another copy of the project, in which something is broken, to see that it is found out.",
+)
+def main(kills: int, seed: int | None, what: str, processes: int, rate: float, source: Path) -> None:
     kinds = [kind.strip() for kind in what.split(",") if kind.strip()]
     if not kinds or not set(kinds) <= set(KINDS):
         raise click.UsageError(f"--what is one or more of {', '.join(KINDS)}")
     seed = seed if seed is not None else random.SystemRandom().randrange(10**6)
     click.echo(f"seed {seed}")
     verdict = trio.run(
-        partial(carry_out, kills=kills, seed=seed, what=kinds, processes=processes, tell=click.echo, rate=rate)
+        partial(carry_out, kills=kills, seed=seed, what=kinds, processes=processes, tell=click.echo, source=source, rate=rate)
     )
     click.echo(verdict)
     if verdict.faults:

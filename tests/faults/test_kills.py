@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tests.faults.__main__ import main
 from tests.faults.kills import KINDS, carry_out, plan
 from tests.faults.world import SOURCE
 
@@ -27,16 +29,24 @@ async def test_after_kills_everything_acknowledged_is_there_once_and_in_order(se
     assert verdict.counts["sent"] >= KILLS * 10, "they were struck under load"
 
 
-@pytest.mark.timeout(120)
-async def test_a_server_whose_commits_are_not_yet_on_disk_when_it_acknowledges_is_found_out(tmp_path: Path) -> None:
+@pytest.mark.timeout(180)
+def test_a_server_whose_commits_are_not_yet_on_disk_when_it_acknowledges_is_found_out(tmp_path: Path) -> None:
     for folder in ("uim", "schema"):
         shutil.copytree(SOURCE / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     doctored = tmp_path / "uim" / "store" / "postgres.py"
     text = doctored.read_text()
     assert text.count('"synchronous_commit": "on"') == 1, "the line that is broken here was moved"
     doctored.write_text(text.replace('"synchronous_commit": "on"', '"synchronous_commit": "off"'))
-    verdict = await carry_out(kills=10, seed=1, what=["postgres"], source=tmp_path)
-    assert any("LOST" in fault for fault in verdict.faults), str(verdict)
+    told = CliRunner().invoke(main, ["--kills", "14", "--seed", "1", "--what", "postgres", "--source", str(tmp_path)])
+    assert told.exit_code == 1, told.output
+    assert "LOST" in told.output and "\nVIOLATED\n" in told.output, told.output
+    assert "again: python -m tests.faults --kills 14 --seed 1 --what postgres" in told.output
+
+
+def test_what_cannot_be_killed_is_told() -> None:
+    told = CliRunner().invoke(main, ["--what", "uim,mysql"])
+    assert told.exit_code == 2
+    assert "--what is one or more of uim, postgres, redis" in told.output
 
 
 def test_a_seed_makes_one_plan_and_another_seed_another() -> None:
