@@ -47,7 +47,7 @@ class Device:
     life: int = 0
     bound_life: int = 0
     is_known: bool = False
-    opened_at: int = 0
+    skipped_at: int = 0
     confirming: str = "at once"
     trusts: bool = False
     offline_until: float = 0.0
@@ -262,6 +262,8 @@ class Connection:
     def _closed(self, payload: bytes) -> None:
         code = int.from_bytes(payload[:2], "big") if payload else 1005
         self.note(f"is closed: {code} {payload[2:].decode()}")
+        if code == 4409 and self.device.connection is self and not self.superseded.is_set():
+            self.observer.breaks("NEWEST", f"{self} is its device's newest connection, and was told that it is replaced")
         if code not in CLOSE_CODES_FINE:
             self.observer.breaks("BUG", f"{self} was closed with {code}")
 
@@ -415,8 +417,8 @@ class Connection:
         self.note(f"batch {_shown(ids)} to {payload['next_sync_id']}{' more' if payload['has_more'] else ' live'}"
                   f"{f' for {request_id}' if request_id else ''}")  # fmt: skip
         if request_id in self.rewinding:
-            del self.rewinding[request_id]
-            self.position = self.device.opened_at
+            to = self.rewinding.pop(request_id)
+            self.position = self.device.skipped_at if to == SKIP_TO else to
             self.seen.clear()
             self._is_wiped = False
             self.confirmed = self.to_confirm = 0

@@ -141,9 +141,9 @@ class Observer:
         if asked == 0:
             device.bound_life = device.life
         if asked == SKIP_TO:
+            device.skipped_at = at
             device.excused = max(device.excused, at)
             self.skipped_to[device.user_id] = max(self.skipped_to.get(device.user_id, 0), at)
-        device.opened_at = at
 
     def _has_all(self, device: Device, up_to: int) -> None:
         if device.bound_life != device.life:

@@ -397,7 +397,8 @@ class World:
         self.devices[0].say(2)
         await trio.sleep(6.0)
         # Of what comes again after a long silence only the first pages do: the oldest is the one to look at.
-        oldest = min((at for at in connection.seen if at > before), default=0)
+        others = [at for at in connection.seen if self.database.tables.log[at].client_message_id not in connection.sent_here]
+        oldest = min((at for at in others if at > before), default=0)
         if oldest and device.connection is connection and connection.is_open and oldest not in connection.came_again:
             self.observer.breaks("AGAIN", f"{connection} has never confirmed {oldest}, and it came only once")
         device.confirming = "at once"
