@@ -253,7 +253,9 @@ CREATE TABLE public.device_cursors (
     connection_no bigint DEFAULT 1 NOT NULL,
     last_synced_message_id bigint DEFAULT 0 NOT NULL,
     connected_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    session_id uuid,
+    came_at timestamp with time zone
 )
 WITH (fillfactor='70');
 

@@ -113,6 +113,7 @@ class Connection:
         self.idle_since = 0.0
         self.pgconn = self
         self.transaction_status = TransactionStatus.IDLE
+        self.began_at: datetime | None = None
         self._draft: Tables | None = None
         self._said: list[str] = []
 
@@ -166,7 +167,7 @@ class Connection:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """Committed at the end, rolled back on any exception."""
-        await self.ask("begin", lambda tables: None)
+        self.began_at = await self.ask("begin", lambda tables: now())
         self.transaction_status = TransactionStatus.INTRANS
         self._draft, self._said = None, []
         try:
@@ -186,7 +187,7 @@ class Connection:
         await self._answer("commit")
 
     def _end(self) -> None:
-        self._draft = None
+        self._draft = self.began_at = None
         self.transaction_status = TransactionStatus.IDLE
         self.database.unlock(self)
 

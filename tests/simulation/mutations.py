@@ -126,15 +126,23 @@ def _moves_a_replaced_cursor() -> Iterator[None]:
 
 
 @contextmanager
+def _lets_the_later_open_win() -> Iterator[None]:
+    async def open_cursor(tx: Connection, *, opener: Any = None, **rest: Any) -> Any:
+        return await store.open_cursor(tx, **rest)
+
+    with stood_in(cursors, open_cursor=open_cursor):
+        yield
+
+
+@contextmanager
 def _opens_at_the_head() -> Iterator[None]:
-    async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Any:
-        # What least() does with null.
-        return await tx.change(
-            f"open_cursor:{asked}",
-            lambda tables: tables.open_cursor(
-                user_id=user_id, device_id=device_id, asked=tables.last_id if asked is None else asked, now=now()
-            ),
-        )
+    async def open_cursor(tx: Connection, *, asked: int | None, **rest: Any) -> Any:
+        def act(tables: Any) -> Any:
+            # What least() does with null.
+            wish = tables.last_id if asked is None else asked
+            return tables.open_cursor(asked=wish, now=now(), **{"opener": None, **rest})
+
+        return await tx.change(f"open_cursor:{asked}", act)
 
     with stood_in(cursors, open_cursor=open_cursor):
         yield
@@ -242,5 +250,6 @@ MUTATIONS = [
         lambda: edited(Receipts, "confirmed", ("self.keep_cursor(outbox, message_id)", "self.keep_cursor(outbox, outbox.sent)")),
     ),
     Mutation("a replaced connection still moves the cursor", frozenset({"CURSOR"}), _moves_a_replaced_cursor),
+    Mutation("a connect that comes too late opens all the same", frozenset({"NEWEST", "CURSOR"}), _lets_the_later_open_win),
     Mutation("a device without a position starts at the head", frozenset({"CURSOR", "MARK", "LOSS"}), _opens_at_the_head),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from uim.errors import UIMError
 from uim.model.conversation import ConversationView, Room
 from uim.model.message import Draft, Entry
 from uim.store import blocks, conversations, cursors, deletion, epochs, logins, messages, receipts, seats, spool, words
-from uim.store.cursors import Move, Opened
+from uim.store.cursors import Move, Opened, Opener, Overtaken
 from uim.store.logins import LiveLogin
 from uim.store.messages import Outcome, Page, Stays
 from uim.store.receipts import Advance
@@ -75,12 +75,18 @@ async def settle(tx: Connection, seen: epochs.Seen = epochs.UNSEEN) -> epochs.Ep
 # -- cursors and receipts ---------------------------------------------------------------------------------------------------
 
 
-async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Opened:
+async def open_cursor(
+    tx: Connection, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None = None
+) -> Opened:
     opened = await tx.change(
-        f"open_cursor:{asked}", lambda tables: tables.open_cursor(user_id=user_id, device_id=device_id, asked=asked, now=now())
+        f"open_cursor:{asked}",
+        # As now() does in a transaction: the time of its beginning.
+        lambda tables: tables.open_cursor(user_id=user_id, device_id=device_id, asked=asked, opener=opener, now=tx.began_at or now()),
     )
     if opened is None:
         raise UIMError("session_ended", "this account is no more")
+    if isinstance(opened, Overtaken):
+        raise opened
     return opened
 
 

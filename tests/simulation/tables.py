@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ import msgspec
 from uim.model.conversation import UNREAD_LIMIT, ConversationView, Participant, Room, Seat
 from uim.model.ids import rfc3339
 from uim.model.message import Draft, Entry
-from uim.store.cursors import Move, Opened
+from uim.store.cursors import Move, Opened, Opener, Overtaken
 from uim.store.messages import Outcome, Page, Stays
 from uim.store.receipts import Advance
 from uim.store.words import Read
@@ -84,6 +84,8 @@ class Cursor:
     connection_no: int
     at: int
     connected_at: datetime
+    session_id: UUID | None = None
+    came_at: datetime | None = None
 
 
 @dataclass
@@ -221,16 +223,24 @@ class Tables:
 
     # -- cursors and receipts -----------------------------------------------------------------------------------------------
 
-    def open_cursor(self, *, user_id: UUID, device_id: str, asked: int | None, now: datetime) -> Opened | None:
+    def open_cursor(
+        self, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None, now: datetime
+    ) -> Opened | Overtaken | None:
         if user_id not in self.users or self.users[user_id].deleted:
             return None
         wish = None if asked is None else min(asked, self.last_id)
         known = self.cursors.get((user_id, device_id))
         others = max((cursor.at for (owner, _), cursor in self.cursors.items() if owner == user_id), default=0)
+        session_id, waited_s = (opener.session_id, opener.waited_s) if opener is not None else (None, None)
+        came_at = now - timedelta(seconds=waited_s or 0)
         if known is None:
-            cursor = Cursor(1, others if wish is None else wish, now)
+            cursor = Cursor(1, others if wish is None else wish, now, session_id, came_at)
         else:
-            cursor = Cursor(known.connection_no + 1, known.at if wish is None else wish, now)
+            is_own = session_id is None or known.session_id == session_id
+            if not is_own and (waited_s is None or (known.came_at is not None and known.came_at > came_at)):
+                return Overtaken()
+            came_at = known.came_at if known.session_id == session_id is not None and known.came_at else came_at
+            cursor = Cursor(known.connection_no + 1, known.at if wish is None else wish, now, session_id, came_at)
         self.cursors[user_id, device_id] = cursor
         return Opened(cursor.connection_no, cursor.at, known.at if known is not None else others, self.last_id)
 

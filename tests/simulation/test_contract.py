@@ -64,6 +64,7 @@ class Player:
         self.keys = 0
         self.said = 0
         self.numbers = 0
+        self.waited: list[float | None] = []
 
     async def play(self) -> list[tuple[str, object]]:
         verbs = [name for name in dir(self) if name.startswith("do_")]
@@ -142,7 +143,15 @@ class Player:
     async def do_open_cursor(self) -> object:
         user_id, asked = self.user, self.chance.choice((None, 0, self.at, 10_000))
         async with self.tx.transaction():
-            opened = await cursors.open_cursor(self.tx, user_id=user_id, device_id=self.chance.choice("ab"), asked=asked)
+            waited_s = self.chance.choice((None, 1_000.0, 2_000.0 - len(self.waited)))
+            opener = cursors.Opener(self.user, waited_s) if self.chance.random() < 0.8 else None
+            self.waited.append(waited_s)
+            try:
+                opened = await cursors.open_cursor(
+                    self.tx, user_id=user_id, device_id=self.chance.choice("ab"), asked=asked, opener=opener
+                )
+            except cursors.Overtaken:
+                return "overtaken"
             return [opened, await receipts.newest_between(self.tx, user_id=user_id, after=opened.was, up_to=opened.at)]
 
     async def do_move_cursors(self) -> object:

@@ -73,7 +73,7 @@ class Session:
         self._nursery: trio.Nursery | None = None
         self._catching_up: trio.CancelScope | None = None
         self._sync_request: str | None = None
-        self.heard_at = trio.current_time()
+        self.heard_at = self._came_at = trio.current_time()
         self._malformed_at: list[float] = []
         self.pace = ws.pace
         self.sends_open = 0
@@ -229,6 +229,10 @@ class Session:
                 return await try_to_open(asked)
             except OverCapacity:
                 self.cut(Cut.OVER_CAPACITY)
+            except cursors.Overtaken:
+                # Its device has come again by another process. A connect that is none the less its newest (they came at
+                # the same moment) may come back; a rewind is of a connection that is known to be replaced.
+                self.cut(Cut.REPLACED if self.outbox.is_ready else Cut.GOING_AWAY)
             except UIMError as refused:
                 if refused.code == "session_ended":
                     self.cut(Cut.LOGIN_ENDED)
@@ -255,7 +259,13 @@ class Session:
         device_id = self.outbox.device_id
         # Let in by its token alone, where the database was away.
         await self.house.logins.confirm(self.caller.login_id)
-        opened = await self.house.receipts.open_cursor(user_id=user_id, device_id=device_id, asked=asked)
+        opened = await self.house.receipts.open_cursor(
+            user_id=user_id,
+            device_id=device_id,
+            asked=asked,
+            session_id=self.outbox.session_id,
+            came_at=None if self.outbox.is_ready else self._came_at,
+        )
         async with self.house.pool.connection() as tx:
             await self.house.blocks.learn(tx, user_id)
             behind = await messages.count_after(tx, user_id=user_id, after=opened.at, limit=MAX_BEHIND)

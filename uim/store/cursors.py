@@ -1,7 +1,8 @@
 """Devices' places in the log, in SQL.
 
 Rule: `connection_no` fences: only the newest connection of a device moves its cursor; a write that hits no row says that the
-writer has been replaced. Opening reads, or rewinds, in the same statement that raises the number (storage.md §2).
+writer has been replaced. Opening reads, or rewinds, in the same statement that raises the number (storage.md §2); of two
+connections of a device the one that came later has it, whichever opens first.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ _OPEN: Final = """
     ), others as (
         select max(last_synced_message_id) as at from device_cursors where user_id = %(user_id)s
     )
-    insert into device_cursors as c (user_id, device_id, last_synced_message_id)
-    select u.user_id, %(device_id)s, coalesce(wish.at, others.at, 0) from wish, others, users u
-    where u.user_id = %(user_id)s and u.deleted_at is null
+    insert into device_cursors as c (user_id, device_id, last_synced_message_id, session_id, came_at)
+    select u.user_id, %(device_id)s, coalesce(wish.at, others.at, 0), %(session_id)s,
+        now() - make_interval(secs => coalesce(%(waited_s)s::float8, 0))
+    from wish, others, users u where u.user_id = %(user_id)s and u.deleted_at is null
     on conflict (user_id, device_id) do update set
         connection_no = c.connection_no + 1,
         last_synced_message_id = coalesce((select at from wish), c.last_synced_message_id),
+        session_id = excluded.session_id,
+        came_at = case when c.session_id = excluded.session_id then c.came_at else excluded.came_at end,
         connected_at = now(), updated_at = now()
+        where excluded.session_id is null or c.session_id = excluded.session_id
+            or %(waited_s)s::float8 is not null and coalesce(c.came_at, '-infinity') <= excluded.came_at
     returning connection_no, last_synced_message_id, coalesce((select at from known), (select at from others), 0),
         (select id from head)"""
 
@@ -47,16 +53,36 @@ class Opened:
     head: int
 
 
-async def open_cursor(tx: Connection, *, user_id: UUID, device_id: str, asked: int | None) -> Opened:
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """The connection that opens: its session, and the seconds since it came; None for one that has opened before."""
+
+    session_id: UUID
+    waited_s: float | None
+
+
+class Overtaken(Exception):
+    """The device has come again since: its later connection has opened before this one."""
+
+
+async def open_cursor(
+    tx: Connection, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None = None
+) -> Opened:
     """Begin a connection (or a SYNC_REQUEST): raise connection_no and read the cursor, or set it to `asked`.
 
-    Raises UIMError session_ended for an account that is deleted: it shall leave no device behind.
+    By the database's clock, so in a transaction `opener` is to be made after its beginning. Raises Overtaken, and UIMError
+    session_ended for an account that is deleted: it shall leave no device behind.
     """
-    cursor = await tx.execute(_OPEN, {"user_id": user_id, "device_id": device_id, "asked": asked}, binary=True)
+    session_id, waited_s = (opener.session_id, opener.waited_s) if opener is not None else (None, None)
+    given = {"user_id": user_id, "device_id": device_id, "asked": asked, "session_id": session_id, "waited_s": waited_s}
+    cursor = await tx.execute(_OPEN, given, binary=True)
     row = await cursor.fetchone()
-    if row is None:
+    if row is not None:
+        return Opened(*row)
+    cursor = await tx.execute("select from users where user_id = %s and deleted_at is null", (user_id,), binary=True)
+    if await cursor.fetchone() is None:
         raise UIMError("session_ended", "this account is no more")
-    return Opened(*row)
+    raise Overtaken
 
 
 @dataclass(frozen=True, slots=True)
