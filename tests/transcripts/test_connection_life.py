@@ -139,13 +139,13 @@ async def test_over_the_processs_bound_the_upgrade_is_503(database_url: str, red
         await alice.connect("tablet")
 
 
-async def closed_at_once(url: str, person: Person) -> str:
-    """What a browser's page is told: its socket opens, and is closed with 1013; gives the reason."""
+async def closed_at_once(url: str, person: Person, code: int = 1013) -> str:
+    """What a browser's page is told: its socket opens, and is closed with that code; gives the reason."""
     headers = [*person.bearer.items(), ("Origin", url)]
     async with trio_websocket.open_websocket_url(f"{url.replace('http', 'ws', 1)}/ws?device_id=tab", extra_headers=headers) as tab:
         with pytest.raises(trio_websocket.ConnectionClosed) as closed, trio.fail_after(10):
             await tab.get_message()
-    assert closed.value.reason.code == 1013
+    assert closed.value.reason.code == code
     return str(closed.value.reason.reason)
 
 
@@ -198,6 +198,24 @@ async def test_who_waits_in_line_is_let_in_when_the_one_before_is_ready(server: 
             nursery.start_soon(partial(alice.connect, "laptop", to=there))
             await until(lambda: arrivals.waiting == 1 and server.house.switchboard.connections == 1)
     assert arrivals.waiting == arrivals.sent_away == 0
+
+
+async def test_who_stands_in_line_when_the_server_stops_is_told_so_at_once(server: Server) -> None:
+    alice = await server.register("alice")
+    arrivals, stop = way_in(), trio.Event()
+    async with front_of(server, arrivals, is_draining=stop.is_set) as url, trio.open_nursery() as nursery:
+        reasons: list[str] = []
+
+        async def wait_in_a_browser() -> None:
+            reasons.append(await closed_at_once(url, alice, 1012))
+
+        with await arrivals.turn(UUID(alice.user_id)):
+            nursery.start_soon(wait_in_a_browser)
+            await until(lambda: arrivals.waiting == 1)
+            stop.set()
+            arrivals.close()
+            await until(lambda: len(reasons) == 1)
+        assert told_ms(reasons[0]) in range(1_000, 5_001)
 
 
 async def test_who_hangs_up_in_line_leaves_nothing_behind(server: Server) -> None:
