@@ -21,10 +21,12 @@ import trio
 
 from tests.faults.accounts import ANSWER_WITHIN_S, Door
 from tests.faults.party import Party, gather
-from tests.faults.process import Ended, Process
+from tests.faults.process import Ended, NotReady, Process
 from tests.faults.world import SOURCE, World, world
 
 KINDS = ("uim", "postgres", "redis")
+# All processes in one step, as when a machine's power goes (but its disks keep what was written).
+ALL = "all"
 MOST_ACKS = 25
 MOST_QUEUED = 12
 MOST_DELAY_MS = 30.0
@@ -75,7 +77,7 @@ def plan(seed: int, kills: int, what: Sequence[str] = KINDS, processes: int = 1)
     for kind in kinds:
         victim = rng.randrange(processes) if kind == "uim" else 0
         after_outage = bool(made and made[-1].after_queued)
-        if kind != "postgres" and "postgres" in what and rng.random() < 0.3:
+        if kind in ("uim", "redis") and "postgres" in what and rng.random() < 0.3:
             queued, delay_ms, away_ms = rng.randint(1, MOST_QUEUED), rng.uniform(0, MOST_DELAY_MS), rng.uniform(0, MOST_AWAY_MS)
             made.append(Kill(kind, victim, rng.randint(1, MOST_ACKS), queued, delay_ms, away_ms))
             continue
@@ -153,6 +155,8 @@ class _Keeper:
                 await self.process.ready()
             except Ended:
                 continue
+            except NotReady as late:
+                self.verdict.faults.append(str(late))
             has_served = True
 
 
@@ -181,7 +185,8 @@ class Run:
             await nursery.start(self.party.run)
             self.party.talks = True
             for number, kill in enumerate(kills, 1):
-                await self._strike(number, kill, keepers[kill.what][kill.victim], keepers["postgres"][0])
+                victims = list(chain(*keepers.values())) if kill.what == ALL else [keepers[kill.what][kill.victim]]
+                await self._strike(number, kill, victims, keepers["postgres"][0])
                 if number == len(kills) or number % CHECK_EVERY == 0:
                     await self._check(chain(*keepers.values()), is_last=number == len(kills))
                 if self.verdict.faults:
@@ -194,7 +199,7 @@ class Run:
         if self.verdict.faults:
             self.verdict.tails = self.world.tails()
 
-    async def _strike(self, number: int, kill: Kill, keeper: _Keeper, postgres: _Keeper) -> None:
+    async def _strike(self, number: int, kill: Kill, victims: Sequence[_Keeper], postgres: _Keeper) -> None:
         if kill.after_acks and not await self.party.acknowledge(kill.after_acks, PROGRESS_WITHIN_S):
             self.verdict.faults.append(f"no progress: not {kill.after_acks} texts were acknowledged within {PROGRESS_WITHIN_S:g} s")
             self.verdict.faults += self.party.under_way()
@@ -203,14 +208,17 @@ class Run:
             await postgres.up()
             postgres.kill(LONG_S)
             await self.party.queue(kill.after_queued, QUEUED_WITHIN_S)
-        await keeper.up()
+        for victim in victims:
+            await victim.up()
         self.party.burst(BURST)
         await trio.sleep(kill.delay_ms / 1000)
-        keeper.kill(0.0 if kill.after_queued else kill.away_ms / 1000)
+        for victim in victims:
+            victim.kill(0.0 if kill.after_queued else kill.away_ms / 1000)
         if kill.after_queued:
             postgres.away_for(kill.away_ms / 1000)
         self.verdict.kills[kill.what] += 1
-        self.tell(f"{number:4} {trio.current_time() - self.began_at:6.1f} s {keeper.process.name} {kill}; {self._count()}")
+        names = " ".join(victim.process.name for victim in victims)
+        self.tell(f"{number:4} {trio.current_time() - self.began_at:6.1f} s {names} {kill}; {self._count()}")
 
     def _count(self) -> str:
         counts = self.party.ledger.counts
@@ -240,17 +248,16 @@ async def run_on(
 
 
 async def carry_out(
+    kills: Sequence[Kill],
     *,
-    kills: int,
     seed: int,
-    what: Sequence[str] = KINDS,
     processes: int = 1,
     tell: Callable[[str], None] = print,
     source: Path = SOURCE,
     rate: float = RATE,
 ) -> Verdict:
-    """Make the plan, carry it out on a world of its own, judge."""
+    """A plan on a world of its own, and its judgement. `seed`: of what is said."""
     async with run_on(seed=seed, processes=processes, tell=tell, source=source, rate=rate) as run:
-        await run.carry_out(plan(seed, kills, what, processes))
+        await run.carry_out(kills)
         return run.verdict
     raise AssertionError("not reached")

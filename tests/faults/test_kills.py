@@ -1,6 +1,7 @@
 """kill -9 of `uim serve`, of PostgreSQL and of Valkey under load: whatever was acknowledged is there, once, in everybody's order.
 
-Sixty kills, twenty of each, in three plans; `python -m tests.faults --kills N` makes more.
+Sixty kills, twenty of each, in three plans, and at the end of each plan all processes at once. `python -m tests.faults --kills N`
+makes more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.faults.__main__ import main
-from tests.faults.kills import KINDS, carry_out, plan
+from tests.faults.kills import ALL, KINDS, carry_out, plan
 from tests.faults.world import SOURCE
 
 KILLS = 20
@@ -23,9 +24,10 @@ KILLS = 20
 async def test_after_kills_everything_acknowledged_is_there_once_and_in_order(seed: int, processes: int) -> None:
     # Turned by one each time, so that of sixty kills each kind gets twenty.
     kinds = KINDS[seed % 3 :] + KINDS[: seed % 3]
-    verdict = await carry_out(kills=KILLS, seed=seed, what=kinds, processes=processes)
+    kills = [*plan(seed, KILLS, kinds, processes), *plan(seed, 1, [ALL])]
+    verdict = await carry_out(kills, seed=seed, processes=processes)
     assert not verdict.faults, f"{verdict}\n{verdict.tails}"
-    assert sum(verdict.kills.values()) == KILLS
+    assert sum(verdict.kills.values()) == KILLS + 1
     assert verdict.counts["sent"] >= KILLS * 10, "they were struck under load"
 
 
@@ -46,7 +48,7 @@ def test_a_server_whose_commits_are_not_yet_on_disk_when_it_acknowledges_is_foun
 def test_what_cannot_be_killed_is_told() -> None:
     told = CliRunner().invoke(main, ["--what", "uim,mysql"])
     assert told.exit_code == 2
-    assert "--what is one or more of uim, postgres, redis" in told.output
+    assert "--what is one or more of uim, postgres, redis, all" in told.output
 
 
 def test_a_seed_makes_one_plan_and_another_seed_another() -> None:
