@@ -2,7 +2,7 @@
 
 `python -m loadtest.attacks` is the attacker's own process: it reads its orders as one line of JSON, attacks, and tells in
 another what came of it and what it cost the attacker. Rule: every attack is bounded in lines, rate and time, and comes from one
-address and one account with as many devices as an account may have.
+address and one account with as many devices as an account may have; the next attack has another account.
 """
 
 from __future__ import annotations

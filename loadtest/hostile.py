@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from loadtest.sockets import Loop
 from loadtest.talk import LIVE_WITHIN_S, Broken, Target
 
 P99_MS: Final = 100.0
+ATTACKERS: Final = 10
 HISTORY: Final = 1_000
 OPEN_SENDS: Final = 64
 ATTACKER_WITHIN_S: Final = 30.0
@@ -88,15 +90,17 @@ class PacedTalker(Talker):
 
 
 class Ground:
-    """The pairs, live, and the attacker's account. Made once for a run."""
+    """The pairs, live, and the attackers' accounts. Made once for a run."""
 
     def __init__(self, target: Target, *, pairs: int) -> None:
-        members = people.register(target.url, 2 * pairs + 2)
-        attacker, accomplice = members[-2:]
+        members = people.register(target.url, 2 * pairs + ATTACKERS)
+        attackers = members[2 * pairs :]
         self.target = target
         self.loop = Loop()
         self.devices: list[Listener] = []
-        self.orders = Orders("", target.url, 0.0, attacker.token, people.make_pair(target.url, attacker, accomplice))
+        # One after the other, or the bound on connects would spare the server all but the first attacks.
+        self._tokens = cycle([attacker.token for attacker in attackers])
+        self.orders = Orders("", target.url, 0.0, attackers[0].token, people.make_group(target.url, attackers))
         url = target.url.replace("http", "ws", 1) + "/ws?last_sync_id=0"
         _fill(url, self.orders)
         for one, other in zip(members[:pairs], members[pairs : 2 * pairs], strict=True):
@@ -112,7 +116,7 @@ class Ground:
         if attack is None:
             self.loop.run(seconds=SETTLE_S)
             return self._measure(seconds, None)
-        orders = msgspec.structs.replace(self.orders, attack=attack, seconds=seconds)
+        orders = msgspec.structs.replace(self.orders, attack=attack, seconds=seconds, token=next(self._tokens))
         with _attacker(orders) as process:
             # While it connects, the pairs go on confirming.
             self.loop.run(seconds=ATTACKER_WITHIN_S, until=lambda: _has_said(process))
@@ -141,7 +145,7 @@ class Ground:
 
 
 def _fill(url: str, orders: Orders) -> None:
-    """A thousand texts in the attacker's conversation, so that pages are long."""
+    """A thousand texts in the attackers' conversation, so that pages are long."""
     loop, talker = Loop(), Talker(orders.conversation_id, "fill", window=32, text_bytes=200)
     loop.connect(url, talker, token=orders.token)
     talker.talk()
