@@ -233,10 +233,11 @@ class Attacker:
         line.sock.close()
 
 
-def upgrade_request(token: str, device_id: str, *, host: str = "load") -> bytes:
+def upgrade_request(token: str, device_id: str, *, last_sync_id: int = 0) -> bytes:
     """The head that asks for /ws as that device."""
     key = b64encode(urandom(16)).decode()
     return (
-        f"GET /ws?last_sync_id=0&device_id={device_id} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"GET /ws?last_sync_id={last_sync_id}&device_id={device_id} HTTP/1.1\r\nHost: load\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nAuthorization: Bearer {token}\r\n\r\n"
     ).encode("ascii")

@@ -6,6 +6,8 @@ Rule: `outcome` is the one way in; it also makes the ERROR frame that a client w
 from __future__ import annotations
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 from uuid import UUID
 
@@ -260,3 +262,16 @@ def test_malformed_is_only_what_is_no_object_with_a_type_and_a_payload(text: str
         shape = None
     is_frame = isinstance(shape, dict) and isinstance(shape.get("type"), str) and isinstance(shape.get("payload"), dict)
     assert isinstance(outcome(text), Malformed) is not is_frame
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_a_depth_that_is_just_read_but_not_walked_is_refused_like_any_other(opening: str, closing: str) -> None:
+    """Each look at a bad frame goes as deep as it is nested, and the interpreter ends one of them a little earlier."""
+
+    def decode_all() -> set[type]:
+        depths = range(sys.getrecursionlimit() - 100, sys.getrecursionlimit() + 1)
+        nested = (opening * depth + "1" + closing * depth for depth in depths)
+        return {type(outcome('{"type":"MESSAGE_SEND","payload":{"content":5,"x":' + part + "}}")) for part in nested}
+
+    with ThreadPoolExecutor(1) as thread:  # its stack is short, whatever runs the tests
+        assert thread.submit(decode_all).result() == {Malformed, Refused}

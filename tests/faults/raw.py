@@ -31,6 +31,7 @@ class Peer:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.received = b""
+        self.was_reset = False
 
     async def say(self, data: bytes) -> None:
         """Raises trio.BrokenResourceError once the server has gone."""
@@ -54,7 +55,7 @@ class Peer:
                 while piece := await self.stream.receive_some():
                     self.received += piece
             except trio.BrokenResourceError:
-                pass
+                self.was_reset = True
         return self.received
 
     async def pour(self, unit: bytes, number: int, *, patience_s: float = 0.5) -> int:

@@ -166,6 +166,14 @@ async def test_too_much_for_one_message_is_1009_and_told_once(
     assert "a connection failed" not in capsys.readouterr().out
 
 
+async def test_a_message_too_large_ends_without_a_reset_that_could_overtake_the_reason(pair: Pair, eve: Person) -> None:
+    async with raw.websocket(eve, "x") as peer:
+        await peer.until(b"SESSION_READY")
+        await peer.say(client_frame(TEXT, b"x" * 2**19))
+        assert close_code(await peer.to_the_end()) == 1009
+        assert not peer.was_reset
+
+
 async def test_who_goes_on_after_our_closing_frame_is_no_bug_of_ours(
     server: Server, pair: Pair, eve: Person, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,7 +235,7 @@ async def test_however_deep_a_frame_is_it_is_refused_and_never_a_bug(pair: Pair,
     async with raw.websocket(eve, "x") as peer:
         await peer.until(b"SESSION_READY")
         session = session_of(pair.one.person.server, eve)
-        for depth in range(920, 1000):
+        for depth in (100, 500, *range(860, 1000, 10), 5_000, 20_000):
             nested = opening * depth + "1" + closing * depth
             await peer.say(masked_text(b'{"type":"MESSAGE_SEND","payload":{"content":5,"x":%b}}' % nested.encode()))
             # Three that are no frames would end it, and each refusal is paid for.
