@@ -2,7 +2,7 @@
 
 `python -m loadtest.attacks` is the attacker's own process: it reads its orders as one line of JSON, attacks, and tells in
 another what came of it and what it cost the attacker. Rule: every attack is bounded in lines, rate and time, and comes from one
-address and one account with as many devices as an account may have; the next attack has another account.
+address and one account with as many devices as an account may have; the next attack has others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Orders(msgspec.Struct):
     seconds: float
     token: str
     conversation_id: str
-    share: float = 1.0
+    source: str
 
 
 class Attack(msgspec.Struct):
@@ -249,7 +249,7 @@ ATTACKS: Final[dict[str, Attack]] = {
 def main() -> None:
     orders = msgspec.json.decode(sys.stdin.readline(), type=Orders)
     parts = urlsplit(orders.url)
-    attacker = Attacker(parts.hostname or "", parts.port or 80, ATTACKS[orders.attack].plan(orders))
+    attacker = Attacker(parts.hostname or "", parts.port or 80, ATTACKS[orders.attack].plan(orders), source=orders.source)
     attacker.open()
     print("ready", flush=True)
     sys.stdin.readline()

@@ -98,9 +98,10 @@ class Ground:
         self.target = target
         self.loop = Loop()
         self.devices: list[Listener] = []
-        # One after the other, or the bound on connects would spare the server all but the first attacks.
+        # One after the other, or what is left of one attack would spare the server the next; never the pairs' own address.
         self._tokens = cycle([attacker.token for attacker in attackers])
-        self.orders = Orders("", target.url, 0.0, attackers[0].token, people.make_group(target.url, attackers))
+        self._sources = cycle([f"127.0.1.{number}" for number in range(1, 255)])
+        self.orders = Orders("", target.url, 0.0, attackers[0].token, people.make_group(target.url, attackers), "")
         url = target.url.replace("http", "ws", 1) + "/ws?last_sync_id=0"
         _fill(url, self.orders)
         for one, other in zip(members[:pairs], members[pairs : 2 * pairs], strict=True):
@@ -116,7 +117,9 @@ class Ground:
         if attack is None:
             self.loop.run(seconds=SETTLE_S)
             return self._measure(seconds, None)
-        orders = msgspec.structs.replace(self.orders, attack=attack, seconds=seconds, token=next(self._tokens))
+        orders = msgspec.structs.replace(
+            self.orders, attack=attack, seconds=seconds, token=next(self._tokens), source=next(self._sources)
+        )
         with _attacker(orders) as process:
             # While it connects, the pairs go on confirming.
             self.loop.run(seconds=ATTACKER_WITHIN_S, until=lambda: _has_said(process))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import pytest
 import quart
@@ -13,7 +14,7 @@ import trio.testing
 from tests.http_house import SEEN, SIGNED_IN, client_of, exchange, house_app, is_problem, serving
 from uim.admission import Admission
 from uim.api.app import new_app
-from uim.api.connection import HttpFront
+from uim.api.connection import HttpFront, _one_at_a_time
 from uim.listener import serve
 
 pytestmark = pytest.mark.timeout(30)
@@ -241,3 +242,36 @@ async def test_a_request_that_comes_after_finishing_on_a_connection_taken_before
         await late.send_all(b"Host: x\r\n\r\n")
         with trio.fail_after(5):
             assert b"".join([bytes(piece) async for piece in late]).startswith(b"HTTP/1.1 404")
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the loop's turns."""
+
+    number = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+async def test_of_a_crowd_of_requests_one_begins_in_each_turn_of_the_loop() -> None:
+    """And what takes long once it has begun keeps nobody from beginning."""
+    turns = Turns()
+    began: list[int] = []
+    all_began = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        began.append(turns.number)
+        if len(began) == 20:
+            all_began.set()
+        await all_began.wait()
+
+    begin = _one_at_a_time(app)
+    trio.lowlevel.add_instrument(turns)
+    try:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(begin, {}, None, None)
+    finally:
+        trio.lowlevel.remove_instrument(turns)
+    assert len(set(began)) == 20

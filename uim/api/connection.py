@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import h11
 import trio
@@ -45,7 +45,7 @@ class HttpFront:
 
     def __init__(self, app: ASGIFramework, *, keep_alive_s: float = 15.0) -> None:
         self._config = _config(keep_alive_s)
-        self._app = wrap_app(app, 0, "asgi")
+        self._app = wrap_app(_one_at_a_time(app), 0, "asgi")
         self._context = WorkerContext(None)
 
     async def __call__(self, stream: trio.abc.Stream, peer: Peer) -> None:
@@ -62,6 +62,22 @@ class HttpFront:
     async def finish(self) -> None:
         """Let each connection end after the answer it is giving; idle ones end now. For a server that stops."""
         await self._context.terminated.set()
+
+
+def _one_at_a_time(app: ASGIFramework) -> ASGIFramework:
+    """The application, one request of which begins in a turn of the loop.
+
+    To begin is a millisecond without an await. Were all of a crowd to begin in one turn, whoever else has something to do,
+    as every socket has, would wait for the whole crowd at each of its steps.
+    """
+    begins = trio.Lock()
+
+    async def begin(scope: Any, receive: Any, send: Any) -> None:
+        async with begins:
+            await trio.lowlevel.checkpoint()
+        await cast(Any, app)(scope, receive, send)
+
+    return cast(ASGIFramework, begin)
 
 
 def _config(keep_alive_s: float) -> Config:
