@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.faults.lossy_bus import DEAF, PERFECT, lossy_bus
 from tests.faults.proxy import redis_proxy
 from tests.test_outbox import texts
+from uim.chat.leases import Leases
 from uim.chat.outbox import Outbox
 from uim.chat.presence import Presence
 from uim.chat.switchboard import Switchboard
@@ -453,6 +454,45 @@ async def test_what_was_told_while_one_line_to_redis_was_cut_is_told_afresh(town
         assert await snapshot(tablet) == {}, "nobody knows"
         assert loss.happened.is_set() and here.link.hears
         assert await snapshot(tablet) == {str(alice): "online"}
+
+
+async def test_who_could_not_reach_redis_itself_judges_nobody_until_the_others_had_time_to_come_back(town: Town) -> None:
+    buried: list[UUID] = []
+
+    async def let_go(process_id: UUID, user_ids: list[UUID]) -> None:
+        buried.append(process_id)
+
+    link, one, other = RedisLink(town.redis_url), uuid4(), uuid4()
+    await town.nursery.start(link.run)
+    ours, theirs = (Leases(link, log_id=town.log_id, process_id=name, let_go=let_go, lease_s=60) for name in (one, other))
+    assert not await ours.keep() and not await theirs.keep()
+    assert await ours.keep()
+    # An outage that was longer than a lease.
+    await link.call("DEL", f"process:{one}", f"process:{other}")
+    assert not await ours.keep()
+    assert not await theirs.keep()
+    assert await ours.keep()
+    assert buried == []
+    # After another one the other does not come back.
+    await link.call("DEL", f"process:{one}", f"process:{other}")
+    assert not await ours.keep() and buried == []
+    assert await ours.keep()
+    assert buried == [other]
+
+
+async def test_redis_that_comes_back_empty_is_told_at_once_what_is_held(town: Town) -> None:
+    bob, (alice,) = await town.friends()
+    async with redis_proxy(town.redis_url) as proxy:
+        here, there = await town.process(proxy.url, lease_s=90.0, every_s=60.0), await town.process()
+        await eventually(lambda: here.presence._updates._line is not None)
+        laptop, _ = there.connect(alice), here.connect(bob)
+        await told(laptop, bob, "online")
+        proxy.refuse()
+        await eventually(lambda: not here.link.is_up and not here.link.hears)
+        with redis.Redis.from_url(town.redis_url) as client:
+            client.flushall()
+            proxy.accept()
+            await eventually(lambda: b"online" in (client.get(f"presence:user:{bob}") or b""))
 
 
 async def test_older_versions_are_dropped(town: Town) -> None:

@@ -1,7 +1,8 @@
 """Which processes live: a lease each, and what to do about one that has run out.
 
 `process:{id}` lives 15 s and is written anew every 5 s; all ids are in one set. Rule: whoever finds a lease run out lets go for
-the dead one, as often as it takes; one that was only slow finds its own lease gone and says again what it holds.
+the dead one, as often as it takes; one that was only slow finds its own lease gone, says again what it holds, and judges nobody
+in that turn: what kept it from Redis may have kept the others too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Leases:
             ]
         )
         others = [UUID(name.decode()) for name in found if name.decode() != str(self._process_id)]
-        if others:
+        if others and stood is not None:
             alive = await self._link.call_all([("EXISTS", _key(process_id)) for process_id in others])
             for process_id, lives in zip(others, alive, strict=True):
                 if not lives:

@@ -110,8 +110,9 @@ class Presence:
         self._last_seen = LastSeen(pool)
         self._wake = trio.Event()
         self._closing = False
+        self._renew = trio.Event()
         self._turn = 0
-        self._updates = Updates(link, self._channel, on_word=self._learn, on_afresh=self._onlookers.missed_words)
+        self._updates = Updates(link, self._channel, on_word=self._learn, on_afresh=self._afresh)
 
     # -- connections of this process --------------------------------------------------------------------------------------------
 
@@ -255,7 +256,9 @@ class Presence:
                 await trio.sleep(min(REST_S, self._every_s))
                 continue
             self._say_again(everything=not stood)
-            await trio.sleep(self._every_s)
+            with trio.move_on_after(self._every_s):
+                await self._renew.wait()
+            self._renew = trio.Event()
 
     def _say_again(self, *, everything: bool) -> None:
         """What Redis missed or may have lost, and a slice of what is held, before its keys run out."""
@@ -349,6 +352,11 @@ class Presence:
             self._last_seen.note(user_id, seen_at)
 
     # -- hearing ----------------------------------------------------------------------------------------------------------------
+
+    def _afresh(self) -> None:
+        """Redis may have lost what is held here: it is told at once, as everybody here is told what there is now."""
+        self._renew.set()
+        self._onlookers.missed_words()
 
     def _learn(self, word: Word) -> None:
         """Take a status unless something as new or newer is known."""
