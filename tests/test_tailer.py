@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
+from tests.faults.proxy import postgres_proxy
 from tests.rooms import Rooms, rooms_on
 from tests.test_outbox import Session, drain, outbox_of
 from uim.chat.catchup import CatchUp
@@ -75,7 +76,8 @@ def no_queue(memberships: Memberships) -> Offline:
 
 
 @asynccontextmanager
-async def place_on(database_url: str, *, bus_is_up: bool) -> AsyncIterator[Place]:
+async def place_on(database_url: str, *, bus_is_up: bool, through: str | None = None) -> AsyncIterator[Place]:
+    """`through`: where the tailer finds the database, if not at `database_url`."""
     async with rooms_on(database_url) as rooms:
         changed: list[UUID] = []
         ended: list[UUID] = []
@@ -87,7 +89,7 @@ async def place_on(database_url: str, *, bus_is_up: bool) -> AsyncIterator[Place
             link, log_id=uuid4(), position=lambda: tailer.position, on_begun=lambda epoch: tailer.begin_again(epoch)
         )
         tailer = Tailer(
-            database_url,
+            through or database_url,
             epochs=epochs,
             switchboard=switchboard,
             memberships=memberships,
@@ -289,6 +291,32 @@ async def test_ended_logins_and_replaced_devices_are_found_without_a_bus(place: 
             while not (cuts and login_id in place.ended):
                 await trio.sleep(0.01)
     assert cuts[0] is Cut.REPLACED
+
+
+async def test_what_ended_while_the_database_was_away_is_found_however_long_that_took(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uim.chat.tailer.LOOK_BACK_S", 0.2)
+    login_id, cuts = uuid4(), list[Cut]()
+    async with (
+        postgres_proxy(database_url) as proxy,
+        place_on(database_url, bus_is_up=True, through=proxy.url) as place,
+        place.live(place.bob) as outbox,
+    ):
+        outbox.cut, outbox.connection_no = cuts.append, 3
+        proxy.refuse()
+        await place.rooms.run("insert into device_cursors (user_id, device_id, connection_no) values (%s, 'phone', 4)", place.bob)
+        await place.rooms.run(
+            "insert into logins (login_id, user_id, device_id, refresh_key, refresh_hash, expires_at, ended_at)"
+            " values (%s, %s, 'phone', '', '', now() + interval '1 day', now())",
+            login_id,
+            place.bob,
+        )
+        await trio.sleep(1)  # longer than a poll looks back
+        proxy.accept()
+        with trio.fail_after(5):
+            while not (cuts and login_id in place.ended):
+                await trio.sleep(0.01)
 
 
 async def test_entries_without_an_end_do_not_starve_revocations(place: Place) -> None:

@@ -171,6 +171,24 @@ async def test_with_the_database_away_senders_are_told_and_nothing_is_doubled_af
     assert await scene.desk.events_in_log(scene.group) == ["created", "participant_added", "participant_added"]
 
 
+async def test_a_database_that_takes_no_writes_for_a_while_buries_no_text(scene: Scene) -> None:
+    """A standby, or one whose disk is nearly full, lets us in."""
+    async with scene.desk.pool.connection() as tx:
+        name = tx.info.dbname
+    await scene.desk.run(f'alter database "{name}" set default_transaction_read_only = on')
+    scene.proxy.cut()
+    draft = text(scene.pair, scene.alice, "m0")
+    assert await submit(scene.desk.writer, draft).all() == ["unavailable"]
+    assert scene.desk.writer.dead_letters == 0
+    async with scene.desk.pool.transaction() as tx:
+        await tx.execute("set transaction read write")
+        await tx.execute(f'alter database "{name}" reset default_transaction_read_only')
+    with trio.fail_after(5):
+        while await submit(scene.desk.writer, draft).all() == ["unavailable"]:
+            pass
+    assert [row[2] for row in await scene.desk.texts_in_log()] == ["m0"]
+
+
 async def test_a_long_line_before_a_hung_database_is_told_together_not_one_by_one(scene: Scene) -> None:
     scene.proxy.hang()
     refused: list[str] = []

@@ -317,7 +317,7 @@ async def test_what_is_not_on_redis_disk_is_not_queued(scene: Scene) -> None:
                     await trio.sleep(0.02)
 
 
-async def test_poison_in_the_spool_is_buried_and_does_not_stop_the_rest(scene: Scene) -> None:
+async def test_poison_in_the_spool_is_buried_and_does_not_stop_the_rest(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     link = RedisLink(scene.redis_url)
     async with trio.open_nursery() as nursery:
         await nursery.start(link.run)
@@ -328,6 +328,7 @@ async def test_poison_in_the_spool_is_buried_and_does_not_stop_the_rest(scene: S
     async with process(scene.proxy.url, scene.redis_url) as here:
         assert await scene.client_ids() == ["m0", "m1", "m3", "m4"]
         assert (here.spool.drained, here.spool.dead_letters) == (4, 2)
+        assert "text 2" not in capsys.readouterr().out, "what people write is in no log"
         assert scene.spooled() == 0
 
 

@@ -22,7 +22,7 @@ from uim.store import epochs, messages
 from uim.store import spool as store
 from uim.store.epochs import Epoch
 from uim.store.messages import Outcome
-from uim.store.postgres import Connection, ConnectionLost, DatabaseError, connect
+from uim.store.postgres import Connection, ConnectionLost, DatabaseError, connect, in_short
 from uim.store.redis import RedisAway, RedisLink
 from uim.store.spool import Spooled
 
@@ -142,7 +142,7 @@ class Spool:
                 self._bury("this release cannot read it", spool_id=one.spool_id)
         for draft, outcome in zip(drafts, outcomes, strict=True):
             if isinstance(outcome, DatabaseError):
-                self._bury(str(outcome), user_id=str(draft.sender_id), client_message_id=draft.client_message_id)
+                self._bury(in_short(outcome), user_id=str(draft.sender_id), client_message_id=draft.client_message_id)
             elif outcome.verdict not in ("inserted", "duplicate"):
                 log.info("refused at the drain", code=outcome.verdict, user_id=str(draft.sender_id))
 

@@ -31,7 +31,8 @@ POLL_EVERY_S: Final = 0.5
 POLL_EVERY_WITHOUT_BUS_S: Final = 0.1
 READ_ENTRIES: Final = 1_000
 HAND_ON_AT_ONCE: Final = 256
-# Ends and connects are asked for this far back, so that a missed poll misses none of them.
+# Ends and connects are asked for this far back before the last poll that was answered: the database's clock is not ours, and
+# what was in mid-commit then is dated before it.
 LOOK_BACK_S: Final = 10.0
 
 log = get_logger(__name__)
@@ -71,7 +72,7 @@ class Tailer:
         self._pending: dict[int, Entry] = {}
         self._wake = trio.Event()
         self._tx: Connection | None = None
-        self._next_poll = 0.0
+        self._next_poll = self._polled_at = 0.0
         self._is_cut_off = False
         self.position = 0
         # Counts the epochs that began meanwhile: what was asked for before is not handed on after.
@@ -91,6 +92,7 @@ class Tailer:
         while self._tx is None:
             try:
                 tx = await self._connected()
+                self._polled_at = trio.current_time()
                 self.position = max(await messages.head(tx), self._epochs.present.base - 1)
             except ConnectionLost as lost:
                 await self._rest(lost)
@@ -107,7 +109,7 @@ class Tailer:
         self._pending.clear()
         self.ring.clear()
         self.position = epoch.base - 1
-        self._next_poll = 0.0
+        self._next_poll = self._polled_at = 0.0
         self._wake.set()
 
     async def _step(self) -> None:
@@ -220,12 +222,15 @@ class Tailer:
 
     async def _poll(self) -> None:
         tx = await self._connected()
+        now = trio.current_time()
+        look_back_s = now - self._polled_at + LOOK_BACK_S
         head = await messages.head(tx)
         if head < self.position and self.position >= self._epochs.present.base:
             await self._epochs.settle(tx)  # the tail is gone, under our very connection
-        self._on_logins_ended(await logins.ended_since(tx, LOOK_BACK_S))
-        for user_id, device_id, connection_no in await cursors.connected_since(tx, LOOK_BACK_S):
+        self._on_logins_ended(await logins.ended_since(tx, look_back_s))
+        for user_id, device_id, connection_no in await cursors.connected_since(tx, look_back_s):
             self._switchboard.cut_older(user_id, device_id, connection_no)
+        self._polled_at = now
         self._next_poll = trio.current_time() + (POLL_EVERY_S if self._bus_is_up() else POLL_EVERY_WITHOUT_BUS_S)
         if head > self.position and self.position + 1 not in self._pending:
             await self._read_on()

@@ -25,7 +25,7 @@ from uim.log import get_logger
 from uim.model.message import QUEUED, Draft, Entry, Posted, Queued
 from uim.store import epochs, messages
 from uim.store.epochs import Epoch
-from uim.store.postgres import Connection, ConnectionLost, DatabaseAway, DatabaseError, Deadlines, connect, says_away
+from uim.store.postgres import Connection, ConnectionLost, DatabaseAway, DatabaseError, Deadlines, connect, in_short, says_away
 
 T = TypeVar("T")
 
@@ -268,7 +268,7 @@ class Writer:
 
     def _bury(self, draft: Draft, why: DatabaseError) -> None:
         self.dead_letters += 1
-        log.error("dead letter", reason=str(why), conversation_id=str(draft.conversation_id), user_id=str(draft.sender_id),
+        log.error("dead letter", reason=in_short(why), conversation_id=str(draft.conversation_id), user_id=str(draft.sender_id),
                   client_message_id=draft.client_message_id)  # fmt: skip
 
     def _answer(self, text: Text, what: Posted | UIMError) -> None:

@@ -29,8 +29,13 @@ ASK_WITHIN_S: Final = 1.0
 
 DatabaseError = psycopg.Error
 DatabaseAway = psycopg.OperationalError
-# What a server or a network that goes away looks like; also a statement over its time-out.
-ConnectionLost = (psycopg.OperationalError, psycopg.InterfaceError)
+# What a server or a network that goes away looks like; also a statement over its time-out, a server that takes no writes for
+# now (a standby, or one whose disk is nearly full): no text is to blame for these.
+ConnectionLost = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -265,6 +270,11 @@ class Pool:
         """One round trip; raises UIMError `unavailable`."""
         async with self.connection() as tx:
             await tx.execute("select 1")
+
+
+def in_short(error: DatabaseError) -> str:
+    """What the server said, without its details: these quote the row, and what people write belongs into no log."""
+    return error.diag.message_primary or str(error).partition("\n")[0]
 
 
 def says_away(error: Exception) -> bool:
