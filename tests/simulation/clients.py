@@ -52,6 +52,7 @@ class Device:
     trusts: bool = False
     offline_until: float = 0.0
     connection: Connection | None = None
+    last_to_arrive: Connection | None = None
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def __str__(self) -> str:
@@ -176,6 +177,10 @@ class Connection:
     def note(self, what: str) -> None:
         self.world.history.note(str(self), what)
 
+    def arrived(self) -> None:
+        """A server has its request. One that was sent earlier may arrive later."""
+        self.device.last_to_arrive = self
+
     # -- the socket ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -262,7 +267,7 @@ class Connection:
     def _closed(self, payload: bytes) -> None:
         code = int.from_bytes(payload[:2], "big") if payload else 1005
         self.note(f"is closed: {code} {payload[2:].decode()}")
-        if code == 4409 and self.device.connection is self and not self.superseded.is_set():
+        if code == 4409 and self.device.last_to_arrive is self and not self.superseded.is_set():
             self.observer.breaks("NEWEST", f"{self} is its device's newest connection, and was told that it is replaced")
         if code not in CLOSE_CODES_FINE:
             self.observer.breaks("BUG", f"{self} was closed with {code}")

@@ -103,10 +103,10 @@ class Process:
         theirs, ours = connection(self.world.network, capacity=chance.choice((1024, 8192, 65536)), slowest_s=self.world.plan.slowest_s)
         self._ends = [end for end in self._ends if not end.is_over]
         self._ends.append(ours)
-        self._tree.start_soon(self._serve, ours)
+        self._tree.start_soon(self._serve, ours, client)
         return theirs
 
-    async def _serve(self, end: End) -> None:
+    async def _serve(self, end: End, client: Connection) -> None:
         identity = self.identity
         try:
             stream = ByteStream(end, end, Deadlines())  # type: ignore[arg-type]  # all that it asks of a socket is there
@@ -118,6 +118,7 @@ class Process:
                         return
                     head += more
             stream.unread(head)
+            client.arrived()
             await self._front(stream, Peer("192.0.2.1", next(self._ports), False))
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

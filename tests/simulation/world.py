@@ -75,11 +75,12 @@ def plan_of(chance: Random) -> Plan:
     def maybe(share: float, low: float, high: float) -> float:
         return chance.uniform(low, high) if chance.random() < share else 0.0
 
+    partitions = int(maybe(0.5, 1, 4))
     habits = {name: weight for name, weight in HABITS.items() if name == "say" or chance.random() < 0.5}
     return Plan(
         processes=chance.choice((1, 1, 2, 2, 3)),
         people=chance.choice((2, 3, 3, 4)),
-        lasts_s=chance.choice((2.0, 3.0, 4.0, 6.0, 12.0)),
+        lasts_s=chance.choice((4.0, 6.0, 10.0)) if partitions else chance.choice((2.0, 3.0, 4.0, 6.0)),
         habits=habits,
         resets=maybe(0.5, 0.0, 0.04),
         hangs=maybe(0.2, 0.0, 0.005),
@@ -87,7 +88,7 @@ def plan_of(chance: Random) -> Plan:
         slow_pages=maybe(0.4, 0.1, 0.5),
         kills=int(maybe(0.5, 1, 4)),
         call_kills=maybe(0.4, 0.0, 0.01),
-        partitions=int(maybe(0.4, 1, 4)),
+        partitions=partitions,
         bus_cuts=int(maybe(0.4, 1, 4)),
         bus_lost=maybe(0.5, 0.0, 0.6),
         bus_repeated=maybe(0.4, 0.0, 0.3),
@@ -205,6 +206,8 @@ class World:
         if not serving:
             return None
         process = self.network.choice(serving)
+        if connection.device.connection is not connection:
+            return None  # given up meanwhile
         connection.note(f"reaches {process.name}")
         return process.accept(connection)
 
@@ -256,14 +259,14 @@ class World:
 
     async def _part_now_and_then(self) -> None:
         for _ in range(self.plan.partitions):
-            await trio.sleep(self.faults.uniform(0.2, self.plan.lasts_s / self.plan.partitions))
+            await trio.sleep(self.faults.uniform(0.2, 2.0))
             # One process; or all of them: then the database itself is away.
             names = [process.name for process in self.processes]
             parted = self.faults.choice(([self.faults.choice(names)], names))
-            how = self.faults.choice(("refused", "hung"))
+            how = self.faults.choice(("refused", "refused", "hung"))
             self._reach.update(dict.fromkeys(parted, how))
             self.history.note("database", f"cannot be reached: {how} by {', '.join(parted)}")
-            await trio.sleep(self.faults.choice((0.3, 1.5, 4.0, 8.0)))
+            await trio.sleep(self.faults.choice((0.3, 2.0, 4.0, 8.0)))
             for name in parted:
                 self._reach.pop(name, None)
             self.history.note("database", f"can be reached again by {', '.join(parted)}")

@@ -55,6 +55,7 @@ class Session:
         hello: Hello,
         client_info: dict[str, str | None],
         session_id: UUID,
+        came_at: float,
         arrivals: Arrivals,
         turn: Turn,
         handle: Callable[[Session, ClientFrame], Awaitable[None]],
@@ -73,7 +74,9 @@ class Session:
         self._nursery: trio.Nursery | None = None
         self._catching_up: trio.CancelScope | None = None
         self._sync_request: str | None = None
-        self.heard_at = self._came_at = trio.current_time()
+        # Before it stood in line: of two connections of a device the one that came later is the one in use.
+        self._came_at = came_at
+        self.heard_at = trio.current_time()
         self._malformed_at: list[float] = []
         self.pace = ws.pace
         self.sends_open = 0

@@ -107,6 +107,7 @@ class WebSocketFront:
     ) -> Session:
         """A session that has its turn to open. Raises OverCapacity, and UIMError if the login has ended."""
         self._check_room()
+        came_at = trio.current_time()
         with ExitStack() as unless_let_in:
             turn = unless_let_in.enter_context(await self._arrivals.turn(claims.user_id))
             caller = await self._house.logins.trust(claims)
@@ -128,6 +129,7 @@ class WebSocketFront:
                 "user_agent": _header(request, b"user-agent"),
             },
             session_id=uuid4(),
+            came_at=came_at,
             arrivals=self._arrivals,
             turn=turn,
             handle=handlers.handle,
