@@ -28,7 +28,7 @@ MOST_MIB = 60
 async def test_attacks_are_held_in_bounded_memory_while_pairs_talk(servers: Servers, database_url: str, redis_url: str) -> None:
     def attack() -> list[hostile.Finding]:
         with server_on(replace(servers, database_url=database_url, redis_url=redis_url)) as target:
-            return list(hostile.measure(target, GROWING, pairs=2, turns=1, seconds=0.3))
+            return list(hostile.measure(target, GROWING, pairs=2, turns=1, seconds=0.8))
 
     findings = await trio.to_thread.run_sync(attack)
     assert [finding.name for finding in findings] == GROWING

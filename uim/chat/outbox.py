@@ -70,6 +70,7 @@ class Outbox:
         "_taking",
         "_written",
         "began",
+        "came_at",
         "catch_up",
         "closed",
         "confirmations",
@@ -107,6 +108,7 @@ class Outbox:
         session_id: UUID,
         cut: Callable[[Cut], None],
         catch_up: Callable[[], None],
+        came_at: float = 0.0,
     ) -> None:
         self.user_id = user_id
         self.device_id = device_id
@@ -114,6 +116,7 @@ class Outbox:
         self.session_id = session_id
         self.cut = cut
         self.catch_up = catch_up
+        self.came_at = came_at
         self.connection_no = 0
         self.frames: list[bytes] = []
         self.size = 0

@@ -28,11 +28,16 @@ class Switchboard:
     def attached(self, outbox: Outbox) -> Iterator[bool]:
         """While inside, the outbox is its device's connection here; an older one of the device is cut.
 
-        Gives False, and attaches nothing, if the user has too many devices connected.
+        Gives False, and attaches nothing, if the user has too many devices connected, or if one that came later is here already:
+        then this one is cut.
         """
         devices = self._by_user.setdefault(outbox.user_id, {})
         older = devices.get(outbox.device_id)
         if older is None and len(devices) >= self._devices_per_user:
+            yield False
+            return
+        if older is not None and older.came_at > outbox.came_at:
+            outbox.cut(Cut.REPLACED)
             yield False
             return
         if older is not None:
