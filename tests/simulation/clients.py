@@ -158,7 +158,7 @@ class Connection:
         self.wake = trio.Event()
         self.position = 0
         self.seen: set[int] = set()
-        self.came_again: set[int] = set()
+        self.lowest_in_batches = SKIP_TO
         self.sent_here: set[str] = set()
         self.rewinding: dict[str, int] = {}
         self.to_confirm = 0
@@ -429,6 +429,7 @@ class Connection:
             self.confirmed = self.to_confirm = 0
         if ids != sorted(ids):
             self.observer.breaks("ORDER", f"{self} got a batch {ids}")
+        self.lowest_in_batches = min([self.lowest_in_batches, *ids])
         for entry in payload["messages"]:
             self._entry(entry)
         self._complete(payload["next_sync_id"])
@@ -455,8 +456,6 @@ class Connection:
                 self.observer.breaks("ORDER", f"{self} got {at} when it was at {self.position}")
             self._complete(at - 1)
         self.position = max(self.position, at)
-        if at in self.seen:
-            self.came_again.add(at)
         self.seen.add(at)
         if self._life == device.life:
             device.had.add(at)
@@ -500,6 +499,7 @@ class Connection:
         if text.verdict == "open" and text.client_id in self.device.outbox and self.device.trusts:
             text.is_trusted = True
             del self.device.outbox[text.client_id]
+        self.world.queued()
 
     def _refused(self, payload: Frame) -> None:
         code, client_id = payload["code"], payload.get("client_message_id")

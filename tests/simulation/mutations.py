@@ -15,14 +15,16 @@ from unittest.mock import patch
 from uuid import UUID
 
 from tests.simulation import store
+from tests.simulation.broker import Link
 from tests.simulation.database import Connection, now
 from uim.chat import memberships
 from uim.chat.catchup import CatchUp
 from uim.chat.outbox import Outbox
 from uim.chat.receipts import Receipts
+from uim.chat.spool import Spool
 from uim.chat.tailer import Tailer
 from uim.chat.writer import Writer
-from uim.store import cursors, messages
+from uim.store import cursors, messages, offline
 from uim.store.cursors import Move
 from uim.store.messages import Outcome, Page
 
@@ -34,16 +36,17 @@ class Mutation:
     put_in: Callable[[], AbstractContextManager[Any]]
 
 
-def edited(owner: type, method: str, *changes: tuple[str, str]) -> AbstractContextManager[Any]:
-    """The method with some of its text replaced; each text stands in it exactly once."""
+def edited(owner: Any, method: str, *changes: tuple[str, str]) -> AbstractContextManager[Any]:
+    """The method of a class, or the function of a module, with some of its text replaced; each stands in it exactly once."""
     function = getattr(owner, method)
-    source = "class Mutated:\n" + inspect.getsource(function)
+    is_method = inspect.isclass(owner)
+    source = "class Mutated:\n" * is_method + inspect.getsource(function)
     for old, new in changes:
         assert source.count(old) == 1, f"{owner.__name__}.{method} no longer has {old!r}: let the mutation follow"
         source = source.replace(old, new)
     made: dict[str, Any] = {}
     exec(compile(source, f"<{owner.__name__}.{method}, mutated>", "exec"), function.__globals__, made)
-    return patch.object(owner, method, vars(made["Mutated"])[method])
+    return patch.object(owner, method, vars(made["Mutated"])[method] if is_method else made[method])
 
 
 def keeping(owner: type, method: str, attribute: str) -> AbstractContextManager[Any]:
@@ -108,6 +111,29 @@ def _takes_the_head_from_another_snapshot() -> Iterator[None]:
         return page if page.full else Page(page.entries, max(after, await store.head(tx)), False)
 
     with stood_in(messages, page_after=page_after):
+        yield
+
+
+@contextmanager
+def _queues_without_a_disk() -> Iterator[None]:
+    async def call_durably(self: Link, *command: Any) -> Any:
+        return await self.call(*command)
+
+    with patch.object(Link, "call_durably", call_durably):
+        yield
+
+
+@contextmanager
+def _forgets_what_it_keeps() -> Iterator[None]:
+    keep = Spool.keep
+
+    async def mutated(self: Spool, drafts: list[Any]) -> list[str | None] | None:
+        ids = await keep(self, drafts)
+        kept = [(spool_id, draft) for spool_id, draft in zip(ids or [], drafts, strict=False) if spool_id is not None]
+        self.forget([spool_id for spool_id, _ in kept], [draft for _, draft in kept])
+        return ids
+
+    with patch.object(Spool, "keep", mutated):
         yield
 
 
@@ -225,6 +251,18 @@ MUTATIONS = [
         "SYNC_REQUEST keeps what was confirmed before",
         frozenset({"GAP", "ORDER", "LOSS"}),
         lambda: keeping(Outbox, "start_at", "confirmed"),
+    ),
+    Mutation("queued is answered before it is on disk", frozenset({"LOSS"}), _queues_without_a_disk),
+    Mutation("the spool forgets what is not yet committed", frozenset({"LOSS"}), _forgets_what_it_keeps),
+    Mutation(
+        "after an outage what came later is appended first",
+        frozenset({"ORDER"}),
+        lambda: edited(Writer, "_turn", ("line = self._kept or self._line", "line = self._line or self._kept")),
+    ),
+    Mutation(
+        "a page of the offline queue with a hole in it",
+        frozenset({"GAP", "CURSOR", "MARK"}),
+        lambda: edited(offline, "chain", ("if elements[at].after > position or len(page) >= limit:", "if len(page) >= limit:")),
     ),
     Mutation(
         "who leaves is still told",

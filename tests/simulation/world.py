@@ -24,7 +24,7 @@ from tests.simulation.broker import Broker, Link
 from tests.simulation.clients import Connection, Device
 from tests.simulation.database import Connection as DatabaseConnection
 from tests.simulation.database import Database, now, wall_clock
-from tests.simulation.laws import Broken, History, Observer
+from tests.simulation.laws import SKIP_TO, Broken, History, Observer
 from tests.simulation.pipes import End
 from tests.simulation.process import HERE, Process
 from tests.simulation.seeding import seeded
@@ -60,6 +60,7 @@ class Plan:
     slows: float
     slow_pages: float
     kills: int
+    power_cuts: float
     call_kills: float
     partitions: int
     bus_cuts: int
@@ -69,13 +70,14 @@ class Plan:
     slowest_s: float
     membership_every_s: float
     is_small: bool
+    has_outage: bool
 
 
 def plan_of(chance: Random) -> Plan:
     def maybe(share: float, low: float, high: float) -> float:
         return chance.uniform(low, high) if chance.random() < share else 0.0
 
-    partitions = int(maybe(0.5, 1, 4))
+    partitions = int(maybe(0.65, 1, 4))
     habits = {name: weight for name, weight in HABITS.items() if name == "say" or chance.random() < 0.5}
     return Plan(
         processes=chance.choice((1, 1, 2, 2, 3)),
@@ -87,6 +89,7 @@ def plan_of(chance: Random) -> Plan:
         slows=maybe(0.4, 0.0, 0.05),
         slow_pages=maybe(0.4, 0.1, 0.5),
         kills=int(maybe(0.5, 1, 4)),
+        power_cuts=maybe(0.5, 0.2, 0.8),
         call_kills=maybe(0.4, 0.0, 0.01),
         partitions=partitions,
         bus_cuts=int(maybe(0.4, 1, 4)),
@@ -96,6 +99,7 @@ def plan_of(chance: Random) -> Plan:
         slowest_s=chance.choice((0.002, 0.02, 0.2)),
         membership_every_s=chance.choice((0.3, 1.0, 3.0, 100.0)),
         is_small=chance.random() < 0.6,
+        has_outage=chance.random() < 0.25,
     )
 
 
@@ -130,7 +134,7 @@ class World:
         self.groups: list[UUID] = []
         self.people: list[UUID] = []
         self.over = False
-        self.is_troubled = False
+        self.is_troubled = self.is_dark = False
         self.call_kills_left = 3
         self._dead: set[str] = set()
         self._reach: dict[str, str] = {}
@@ -250,6 +254,23 @@ class World:
                 self._dead.add(identity)
                 process.kill()
 
+    def queued(self) -> None:
+        """Somebody has just been told that a text is queued: the moment for everything to go at once."""
+        if self.is_troubled and self.faults.random() < self.plan.power_cuts:
+            self.is_dark = True
+            self.history.note("world", "the power is cut: every process is killed, and redis")
+            for process in self.processes:
+                if process.is_serving:
+                    self.kill(process.identity)
+            self.broker.crash()
+
+    async def _light_up(self) -> None:
+        while True:
+            await trio.sleep(1.0)
+            if self.is_dark:
+                self.is_dark = False
+                self._mend_links()
+
     async def _kill_now_and_then(self) -> None:
         for _ in range(self.plan.kills):
             await trio.sleep(self.faults.uniform(0.5, self.plan.lasts_s / self.plan.kills))
@@ -266,10 +287,21 @@ class World:
             how = self.faults.choice(("refused", "refused", "hung"))
             self._reach.update(dict.fromkeys(parted, how))
             self.history.note("database", f"cannot be reached: {how} by {', '.join(parted)}")
-            await trio.sleep(self.faults.choice((0.3, 2.0, 4.0, 8.0)))
+            await trio.sleep(self.faults.choice((0.3, 2.5, 4.0, 8.0)))
             for name in parted:
                 self._reach.pop(name, None)
             self.history.note("database", f"can be reached again by {', '.join(parted)}")
+
+    async def _lose_the_database(self) -> None:
+        """For everybody, at once and for long enough: what is said meanwhile is queued."""
+        await trio.sleep(self.faults.uniform(0.3, 1.0))
+        names = [process.name for process in self.processes]
+        self._reach.update(dict.fromkeys(names, "refused"))
+        self.history.note("database", "is down")
+        await trio.sleep(self.faults.uniform(2.5, 5.0))
+        for name in names:
+            self._reach.pop(name, None)
+        self.history.note("database", "is up")
 
     async def _silence_the_bus(self) -> None:
         for _ in range(self.plan.bus_cuts):
@@ -372,7 +404,7 @@ class World:
         plan, broker = self.plan, self.broker
         broker.lost, broker.repeated, broker.slowest_s = plan.bus_lost, plan.bus_repeated, plan.bus_slowest_s
         self.is_troubled = True
-        with trio.move_on_after(plan.lasts_s):
+        with trio.move_on_after(max(plan.lasts_s, 6.0) if plan.has_outage else plan.lasts_s):
             async with trio.open_nursery() as nursery:
                 for device in self.devices:
                     nursery.start_soon(self._act, device)
@@ -380,7 +412,10 @@ class World:
                     nursery.start_soon(self._change_members)
                 nursery.start_soon(self._kill_now_and_then)
                 nursery.start_soon(self._part_now_and_then)
+                if plan.has_outage:
+                    nursery.start_soon(self._lose_the_database)
                 nursery.start_soon(self._silence_the_bus)
+                nursery.start_soon(self._light_up)
         self.is_troubled = False
         self._reach.clear()
         broker.lost = broker.repeated = 0.0
@@ -396,16 +431,29 @@ class World:
             return
         device.note("confirms nothing")
         device.confirming = "never"
-        before = connection.confirmed_ever
+        before, connection.lowest_in_batches = connection.confirmed_ever, SKIP_TO
         self.devices[0].say(2)
         await trio.sleep(6.0)
-        # Of what comes again after a long silence only the first pages do: the oldest is the one to look at.
-        others = [at for at in connection.seen if self.database.tables.log[at].client_message_id not in connection.sent_here]
-        oldest = min((at for at in others if at > before), default=0)
-        if oldest and device.connection is connection and connection.is_open and oldest not in connection.came_again:
-            self.observer.breaks("AGAIN", f"{connection} has never confirmed {oldest}, and it came only once")
+        # A line that is never idle has the second copy later.
+        for _ in range(10):
+            if not self._came_once(connection, above=before):
+                break
+            await trio.sleep(2.0)
+        else:
+            once = self._came_once(connection, above=before)
+            self.observer.breaks("AGAIN", f"{connection} has never confirmed {once}, and it came only once")
         device.confirming = "at once"
         connection.wake.set()
+
+    def _came_once(self, connection: Connection, *, above: int) -> int:
+        """The oldest entry of others that came, if nothing up to there came again.
+
+        Of what is long unconfirmed only the first pages come again, and a connection's own entries are among those.
+        """
+        log = self.database.tables.log
+        others = [at for at in connection.seen if at > above and log[at].client_message_id not in connection.sent_here]
+        oldest = min(others, default=0)
+        return oldest if connection.is_open and oldest < connection.lowest_in_batches else 0
 
     async def _come_to_rest(self) -> None:
         for device in self.devices:
