@@ -234,11 +234,11 @@ class Observer:
         return still
 
     def _is_settled(self, text: Text) -> bool:
-        """In the log; or refused at the drain, which is told to nobody: then its sender has been out since."""
+        """In the log; or refused at the drain, which is told to nobody: then its sender was out then or has been since."""
         if (text.device.user_id, text.client_id) in self.tables.by_client_id:
             return True
         stays = self.tables.stays.get((text.conversation_id, text.device.user_id), ())
-        return any(left is not None and left > text.queued_at for _, left in stays)
+        return not any(left is None and joined <= text.queued_at for joined, left in stays)
 
     def _behind(self, device: Device) -> list[str]:
         seen = self.visible(device.user_id, 0, self.tables.last_id)
