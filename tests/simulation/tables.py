@@ -236,7 +236,8 @@ class Tables:
         if known is None:
             cursor = Cursor(1, others if wish is None else wish, now, session_id, came_at)
         else:
-            is_own = session_id is None or known.session_id == session_id
+            replaced = opener.replaced if opener is not None else ()
+            is_own = session_id is None or known.session_id == session_id or known.session_id in replaced
             if not is_own and (waited_s is None or (known.came_at is not None and known.came_at > came_at)):
                 return Overtaken()
             came_at = known.came_at if known.session_id == session_id is not None and known.came_at else came_at

@@ -87,6 +87,7 @@ class Outbox:
         "older",
         "pages",
         "progress_at",
+        "replaced",
         "resends",
         "sent",
         "session_id",
@@ -126,6 +127,8 @@ class Outbox:
         self.closed = False
         # The connection that this one replaced here, and the sign that it does nothing more.
         self.older: Outbox | None = None
+        # Its session and those that it had replaced: they came before us.
+        self.replaced: tuple[UUID, ...] = ()
         self.gone = trio.Event()
         self.sent = 0
         self.told = self.told_ever = 0

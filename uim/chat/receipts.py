@@ -206,10 +206,11 @@ class Receipts:
     # -- at a connect -----------------------------------------------------------------------------------------------------
 
     async def open_cursor(
-        self, *, user_id: UUID, device_id: str, asked: int | None, session_id: UUID | None = None, came_at: float | None = None
+        self, *, user_id: UUID, device_id: str, asked: int | None, session_id: UUID | None = None,
+        came_at: float | None = None, replaced: tuple[UUID, ...] = (),
     ) -> cursors.Opened:
         """Begin a connection of that device, which came at `came_at` (Trio's clock), or a rewind or skip (`asked`) of one that
-        has opened before (`came_at` None): raises connection_no.
+        has opened before (`came_at` None): raises connection_no. `replaced`: the sessions that it is known to have replaced.
 
         What the cursor thereby passes counts as delivered, in the same transaction: nobody would deliver it again. Raises
         UIMError `unavailable`, and cursors.Overtaken where the device has come again since. Cancelled, it may have happened.
@@ -219,7 +220,7 @@ class Receipts:
         try:
             async with self._pool.transaction() as tx:
                 waited_s = trio.current_time() - came_at if came_at is not None else None
-                opener = cursors.Opener(session_id, waited_s) if session_id is not None else None
+                opener = cursors.Opener(session_id, waited_s, replaced) if session_id is not None else None
                 opened = await cursors.open_cursor(tx, user_id=user_id, device_id=device_id, asked=asked, opener=opener)
                 if opened.at > opened.was:
                     reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)

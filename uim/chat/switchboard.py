@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 from uuid import UUID
 
 from uim.chat.outbox import Outbox
 from uim.errors import Cut
 
+# Of connections that came at the same moment only the newest few may still be opening.
+MOST_REPLACED: Final = 20
 _NOBODY: tuple[Outbox, ...] = ()
 
 
@@ -43,6 +46,7 @@ class Switchboard:
         if older is not None:
             older.cut(Cut.REPLACED)
             outbox.older = older
+            outbox.replaced = (*older.replaced[-MOST_REPLACED:], older.session_id)
         devices[outbox.device_id] = outbox
         self.connections += 1
         try:

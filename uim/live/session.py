@@ -35,8 +35,6 @@ MALFORMED_ALLOWED: Final = 2
 MALFORMED_WITHIN_S: Final = 60.0
 DATABASE_REST_S: Final = 0.5
 MAX_BEHIND: Final = 10_000
-# The database dates a connect by the start of a transaction, so two that came this close together may change places there.
-SAME_MOMENT_S: Final = 0.05
 
 log = get_logger(__name__)
 
@@ -216,8 +214,6 @@ class Session:
             with trio.move_on_after(GOODBYE_S):
                 await self.outbox.older.gone.wait()
             self.outbox.older = None
-            # By the database's clock the two may have come in the other order; here we know.
-            self._came_at += SAME_MOMENT_S
         opened, behind = await self._open(self._try_in_turn, self.hello.last_sync_id)
         self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
         self.outbox.is_ready = True
@@ -273,6 +269,7 @@ class Session:
             asked=asked,
             session_id=self.outbox.session_id,
             came_at=None if self.outbox.is_ready else self._came_at,
+            replaced=self.outbox.replaced,
         )
         async with self.house.pool.connection() as tx:
             await self.house.blocks.learn(tx, user_id)

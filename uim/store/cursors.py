@@ -37,7 +37,7 @@ _OPEN: Final = """
         session_id = excluded.session_id,
         came_at = case when c.session_id = excluded.session_id then c.came_at else excluded.came_at end,
         connected_at = now(), updated_at = now()
-        where excluded.session_id is null or c.session_id = excluded.session_id
+        where excluded.session_id is null or c.session_id = excluded.session_id or c.session_id = any(%(replaced)s::uuid[])
             or %(waited_s)s::float8 is not null and coalesce(c.came_at, '-infinity') <= excluded.came_at
     returning connection_no, last_synced_message_id, coalesce((select at from known), (select at from others), 0),
         (select id from head)"""
@@ -55,10 +55,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """The connection that opens: its session, and the seconds since it came; None for one that has opened before."""
+    """The connection that opens: its session, and the seconds since it came; None for one that has opened before.
+
+    `replaced`: sessions that are known to have come before it, whatever the database's clock makes of that.
+    """
 
     session_id: UUID
     waited_s: float | None
+    replaced: tuple[UUID, ...] = ()
 
 
 class Overtaken(Exception):
@@ -74,7 +78,9 @@ async def open_cursor(
     session_ended for an account that is deleted: it shall leave no device behind.
     """
     session_id, waited_s = (opener.session_id, opener.waited_s) if opener is not None else (None, None)
-    given = {"user_id": user_id, "device_id": device_id, "asked": asked, "session_id": session_id, "waited_s": waited_s}
+    replaced = list(opener.replaced) if opener is not None else []
+    given = {"user_id": user_id, "device_id": device_id, "asked": asked, "session_id": session_id, "waited_s": waited_s,
+             "replaced": replaced}  # fmt: skip
     cursor = await tx.execute(_OPEN, given, binary=True)
     row = await cursor.fetchone()
     if row is not None:
