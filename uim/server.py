@@ -64,6 +64,7 @@ from uim.store import identity
 from uim.store.postgres import ConnectionLost, connect
 
 # Together 8.2 s, and a second in which what is cancelled then asks a hung database to cancel too: within 10 s in all.
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 WRITER_WITHIN_S: Final = 4.5
 STORING_WITHIN_S: Final = 4.9
 # A session's own goodbye has 3 s.
@@ -92,11 +93,15 @@ def run(
 ) -> None:
     """Serve on sockets that listen already, until SIGTERM or SIGINT has drained it. `on_ready` is called once it serves."""
 
+    outside: list[int] = []
+
     async def main() -> None:
         stop, starting = trio.Event(), trio.CancelScope()
         # From before anything starts, for a signal during the start ends it too, until all has ended: many a supervisor sends a
         # second one.
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            if outside:
+                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, stop, starting)
                 async with trio.open_nursery() as serving:
@@ -117,7 +122,13 @@ def run(
                         on_ready()
                 nursery.cancel_scope.cancel()
 
+    # What comes before the receiver is there ends it as well; what comes after it is one signal more, and the exit code stays 0,
+    # also while the interpreter ends, which undoes handlers and leaves what is ignored.
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _frame: outside.append(number))
     trio.run(main)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event, starting: trio.CancelScope) -> None:

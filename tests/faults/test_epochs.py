@@ -157,6 +157,9 @@ async def test_under_connected_clients_the_past_comes_back(cluster: Cluster, sce
     assert (await scene.one.http.post("/api/auth/login", json=body)).status_code == 401
 
     # Cursors go on: a device that comes without its own store misses nothing, and has nothing again that it has confirmed.
+    await bob.roundtrip()
+    for _ in range(2):  # cursors follow receipts
+        await scene.two.house.receipts.flush()
     await bob.leave()
     await alice.say(group, "while bob is away")
     bob = await people["bob"].connect("phone")
