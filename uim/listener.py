@@ -7,6 +7,7 @@ and no failure of one connection reaches another or the listener.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -47,6 +48,8 @@ _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 log = structlog.get_logger("uim.listener")
 
 Front = Callable[[trio.abc.Stream, Peer], Awaitable[None]]
+# Takes what it can of the bytes at once, and says how many; none where it would block or fail.
+WriteNow = Callable[[bytes | bytearray | memoryview], int]
 # The patience with each connection whose first head has not come.
 Heads = set[trio.CancelScope]
 
@@ -69,10 +72,13 @@ class ByteStream(trio.abc.Stream):
     Cancelled while closing, it hangs up at once.
     """
 
-    def __init__(self, secured: trio.abc.Stream, tcp: trio.SocketStream, deadlines: Deadlines) -> None:
+    def __init__(
+        self, secured: trio.abc.Stream, tcp: trio.SocketStream, deadlines: Deadlines, write_now: WriteNow | None = None
+    ) -> None:
         self._secured = secured
         self._tcp = tcp
         self._deadlines = deadlines
+        self._write_now = write_now
         self._replay = b""
         self._closing = False
         self._no_reader = trio.Event()
@@ -104,6 +110,10 @@ class ByteStream(trio.abc.Stream):
         if self._closing:
             raise trio.ClosedResourceError
         return received
+
+    def send_now(self, data: bytes | bytearray | memoryview) -> int:
+        """How many bytes the kernel has taken at once; over TLS, and where there is a fault to be told, none: then `send_all`."""
+        return 0 if self._write_now is None or self._closing else self._write_now(data)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
@@ -260,7 +270,7 @@ async def _converse(doors: _Doors, tcp: trio.SocketStream, peer: Peer) -> None:
     secured = await _secured(doors, tcp)
     if secured is None:
         return
-    stream = ByteStream(secured, tcp, doors.deadlines)
+    stream = ByteStream(secured, tcp, doors.deadlines, partial(_write_now, tcp.socket) if secured is tcp else None)
     with trio.move_on_after(doors.deadlines.head_s) as patience:
         doors.heads.add(patience)
         try:
@@ -286,6 +296,13 @@ async def _secured(doors: _Doors, tcp: trio.SocketStream) -> trio.abc.Stream | N
         await secured.do_handshake()
         return secured
     return None
+
+
+def _write_now(sock: trio.socket.SocketType, data: bytes | bytearray | memoryview) -> int:
+    try:
+        return os.write(sock.fileno(), data)
+    except OSError:
+        return 0  # it is full, or whoever waits for it will be told what is wrong with it
 
 
 @dataclass(frozen=True, slots=True)

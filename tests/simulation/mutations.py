@@ -253,7 +253,7 @@ MUTATIONS = [
         lambda: keeping(Outbox, "start_at", "confirmed"),
     ),
     Mutation("queued is answered before it is on disk", frozenset({"LOSS"}), _queues_without_a_disk),
-    Mutation("the spool forgets what is not yet committed", frozenset({"LOSS"}), _forgets_what_it_keeps),
+    Mutation("the spool forgets what is not yet committed", frozenset({"LOSS", "ORDER"}), _forgets_what_it_keeps),
     Mutation(
         "after an outage what came later is appended first",
         frozenset({"ORDER"}),

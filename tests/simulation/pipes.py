@@ -13,6 +13,8 @@ from typing import Any
 import trio
 
 CAPACITY_BYTES = 16 * 1024
+# The share of writes that take less than they could.
+SHORT_WRITES = 0.1
 
 
 class _Way:
@@ -46,11 +48,25 @@ class _Way:
                 await self._room.wait()
                 continue
             piece, data = data[:room], data[room:]
-            self._size += len(piece)
-            if not self.hole:
-                self._last_due = max(self._last_due, trio.current_time() + self._chance.random() * self._slowest_s)
-                self._under_way.append((self._last_due, piece))
-                self._news.set()
+            self._take(piece)
+
+    def write_now(self, data: bytes) -> int:
+        """As much as there is room for; now and then only some of it, as a socket may."""
+        if self.reset or self.ended:
+            return 0
+        piece = data[: max(0, self._capacity - self._size)]
+        if self._chance.random() < SHORT_WRITES:
+            piece = piece[: self._chance.randrange(len(piece) + 1)]
+        if piece:
+            self._take(piece)
+        return len(piece)
+
+    def _take(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if not self.hole:
+            self._last_due = max(self._last_due, trio.current_time() + self._chance.random() * self._slowest_s)
+            self._under_way.append((self._last_due, piece))
+            self._news.set()
 
     async def read(self, most: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -99,6 +115,9 @@ class End(trio.abc.HalfCloseableStream):
         await self._out.write(bytes(data))
         if self._closed:
             raise trio.ClosedResourceError
+
+    def write_now(self, data: Any) -> int:
+        return 0 if self._closed else self._out.write_now(bytes(data))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._closed:

@@ -109,7 +109,7 @@ class Process:
     async def _serve(self, end: End, client: Connection) -> None:
         identity = self.identity
         try:
-            stream = ByteStream(end, end, Deadlines())  # type: ignore[arg-type]  # all that it asks of a socket is there
+            stream = ByteStream(end, end, Deadlines(), end.write_now)  # type: ignore[arg-type]  # all that it asks of a socket is there
             head = b""
             with trio.move_on_after(10.0):
                 while b"\r\n\r\n" not in head:

@@ -32,15 +32,31 @@ class FrameStream(trio.abc.Stream):
         self.torn = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write whole frames. Cancelled in mid-write, the stream is torn; `torn` tells whether it was."""
-        async with self._lock:
-            if self.torn:
-                raise trio.BrokenResourceError("an earlier write was cut")
+        """Write whole frames. Cancelled in mid-write, the stream is torn; `torn` tells whether it was.
+
+        What the kernel takes at once is written without a checkpoint, as most is.
+        """
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            await self._write(data)
+        finally:
+            self._lock.release()
+
+    async def _write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.torn:
+            raise trio.BrokenResourceError("an earlier write was cut")
+        sent = self._beneath.send_now(data)
+        if sent == len(data):
+            return
+        if not sent:
             # Cancelled before the first byte, nothing is torn. No await from here to the socket's own look at that.
             await trio.lowlevel.checkpoint_if_cancelled()
-            self.torn = True
-            await self._beneath.send_all(data)
-            self.torn = False
+        self.torn = True
+        await self._beneath.send_all(memoryview(data)[sent:])
+        self.torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._beneath.wait_send_all_might_not_block()
