@@ -110,7 +110,7 @@ async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
     ordered = sorted(moves, key=lambda m: (m.user_id.bytes, m.device_id))
     cursor = await tx.execute(
         """with given as materialized (
-                select * from unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[])
+                select * from unnest(%b::uuid[], %b::text[], %s::bigint[], %s::bigint[])
                     as g (user_id, device_id, connection_no, message_id)
             ), held as (
                 select c.user_id, c.device_id, g.message_id from device_cursors c
@@ -137,7 +137,7 @@ async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
 async def _replaced(tx: Connection, missed: Sequence[Move]) -> set[tuple[UUID, str]]:
     cursor = await tx.execute(
         """select c.user_id, c.device_id from device_cursors c
-            join unnest(%s::uuid[], %s::text[], %s::bigint[]) as g (user_id, device_id, connection_no)
+            join unnest(%b::uuid[], %b::text[], %s::bigint[]) as g (user_id, device_id, connection_no)
                 on g.user_id = c.user_id and g.device_id = c.device_id and c.connection_no > g.connection_no""",
         ([m.user_id for m in missed], [m.device_id for m in missed], [m.connection_no for m in missed]),
         binary=True,

@@ -19,7 +19,7 @@ COLUMNS: Final = """m.message_id, m.conversation_id, m.seq, m.sender_id, m.clien
     m.metadata::text, m.created_at, m.deleted_at is not null"""
 
 _APPEND: Final = """select ord, outcome, message_id, seq, created_at
-    from log_append(%s::uuid[], %s::uuid[], %s::text[], %s::bytea[], %s::text[], %s::text[])"""
+    from log_append(%b::uuid[], %b::uuid[], %b::text[], %b::bytea[], %b::text[], %b::text[])"""
 
 
 @dataclass(frozen=True, slots=True)

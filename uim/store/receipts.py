@@ -33,7 +33,7 @@ async def advance(tx: Connection, wanted: Mapping[tuple[UUID, UUID], tuple[int, 
         return []
     cursor = await tx.execute(
         """select conversation_id, user_id, kind, after, up_to, at, senders
-            from receipts_advance(%s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[])""",
+            from receipts_advance(%b::uuid[], %b::uuid[], %s::bigint[], %s::bigint[])""",
         (
             [key[0] for key in wanted],
             [key[1] for key in wanted],
@@ -56,7 +56,7 @@ async def reads_outside_pauses(tx: Connection, pairs: Sequence[tuple[UUID, UUID]
         return {}
     cursor = await tx.execute(
         """select g.conversation_id, g.viewer_id, p.user_id, told.up_to
-            from unnest(%s::uuid[], %s::uuid[]) as g (conversation_id, viewer_id)
+            from unnest(%b::uuid[], %b::uuid[]) as g (conversation_id, viewer_id)
             join conversation_participants p on p.conversation_id = g.conversation_id and p.left_at is null
             cross join lateral (
                 select r.up_to from receipts r
