@@ -6,22 +6,24 @@ promise broken exits with 1.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from loadtest import append, echo, search, talk, verification
+from loadtest import append, echo, group, pairs, search, verification
 from loadtest.frames import Torn
+from loadtest.machine import machine
+from loadtest.parameters import command_options
 from loadtest.people import Refused
+from loadtest.result import Report, Result, write
 from loadtest.servers import bare_echo, migrated_databases, whole_server
+from loadtest.target import Broken, Missing, Target
+from loadtest.workloads import WORKLOADS, Workload
 from uim.cli.child import EmbeddedError
 
 Figures = dict[str, float]
@@ -32,10 +34,7 @@ Command = Callable[..., None]
 
 def _options(*names: str) -> Callable[[Command], Command]:
     known = {
-        "url": click.option("--url", help="A server that runs already, its limits off; else one is started."),
         "pairs": click.option("--pairs", type=click.IntRange(1), default=50, show_default=True),
-        "members": click.option("--members", type=click.IntRange(3, 50), default=50, show_default=True),
-        "senders": click.option("--senders", type=click.IntRange(1, 50), default=4, show_default=True),
         "window": click.option("--window", type=click.IntRange(1, 64), default=4, show_default=True, help="Open sends of each."),
         "seconds": click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True),
         "text-bytes": click.option("--text-bytes", type=click.IntRange(20, 10_000), default=200, show_default=True),
@@ -53,20 +52,6 @@ def _options(*names: str) -> Callable[[Command], Command]:
 @click.group(help="How much the server carries, and how much of what this machine can carry at all.")
 def main() -> None:
     pass
-
-
-@main.command(help="Pairs: one talks with a window of open sends, the other confirms. Messages a second, send to arrival.")
-@_options("url", "pairs", "window", "seconds", "text-bytes", "json")
-def w1(url: str | None, json_file: Path | None, **parameters: Any) -> None:
-    with _server(url) as at:
-        _tell("w1", parameters, _flat(talk.w1(at, **parameters)), json_file)
-
-
-@main.command(help="One group, some of whose members talk. Deliveries a second.")
-@_options("url", "members", "senders", "window", "seconds", "text-bytes", "json")
-def w3(url: str | None, json_file: Path | None, **parameters: Any) -> None:
-    with _server(url) as at:
-        _tell("w3", parameters, _flat(talk.w3(at, **parameters)), json_file)
 
 
 @main.command("echo", help="Frames of that size sent back by bare trio-websocket. The ceiling of what sockets carry here.")
@@ -114,21 +99,35 @@ def all_command(json_file: Path | None, **parameters: Any) -> None:
     with migrated_databases() as servers:
         figures |= _named("append", append.measure(servers.database_url, **storing))
     with whole_server() as at:
-        figures |= _named("w1", _flat(talk.w1(at, pairs=50, **parameters)))
-        figures |= _named("w3", _flat(talk.w3(at, members=50, senders=4, **parameters)))
+        figures |= _named("w1", pairs.run(at, pairs.Parameters(**parameters)).figures)
+        figures |= _named("w3", group.run(at, group.Parameters(**parameters)).figures)
     figures["w1 share of echo"] = figures["w1 acknowledged_per_s"] / figures["echo echoes_per_s"]
     figures["w1 share of append"] = figures["w1 acknowledged_per_s"] / figures[f"append {TYPICAL_BATCH}"]
     figures["w3 share of echo"] = figures["w3 arrived_per_s"] / figures["echo echoes_per_s"]
     _tell("all", parameters, figures, json_file)
 
 
-def _server(url: str | None) -> AbstractContextManager[talk.Target]:
-    return whole_server() if url is None else nullcontext(talk.Target(url.rstrip("/")))
+def _command(workload: Workload[Any]) -> click.Command:
+    def run(url: str | None, database_url: str | None, json_file: Path | None, **parameters: Any) -> None:
+        with _server(url, database_url, workload) as target:
+            result = workload.run(target, replace(workload.full, **parameters))
+        _print(workload.name, result.parameters, result.figures)
+        if json_file is not None:
+            write(Report(machine(), [result]), json_file)
+
+    where = [
+        click.Option(["--url"], help="A server that runs already, its limits off; else one is started."),
+        click.Option(["--database-url"], help="Its PostgreSQL, for workloads that look into it."),
+        click.Option(["--json", "json_file"], type=click.Path(path_type=Path), help="Write the result there too."),
+    ]
+    options: list[click.Parameter] = [*command_options(type(workload.full)), *where]
+    return click.Command(workload.name, callback=run, params=options, help=workload.told)
 
 
-def _flat(measured: tuple[talk.Pace, talk.Count]) -> Figures:
-    """What is known, by name."""
-    return {name: value for part in measured for name, value in asdict(part).items() if value is not None}
+def _server(url: str | None, database_url: str | None, workload: Workload[Any]) -> AbstractContextManager[Target]:
+    if url is None:
+        return whole_server(workload.settings)
+    return nullcontext(Target(url.rstrip("/"), database_url=database_url))
 
 
 def _named(workload: str, figures: Figures) -> Figures:
@@ -136,21 +135,26 @@ def _named(workload: str, figures: Figures) -> Figures:
 
 
 def _tell(workload: str, parameters: dict[str, Any], figures: Figures, json_file: Path | None) -> None:
+    _print(workload, parameters, figures)
+    if json_file is not None:
+        write(Report(machine(), [Result(workload, parameters, figures)]), json_file)
+
+
+def _print(workload: str, parameters: Mapping[str, Any], figures: Figures) -> None:
     click.echo(f"{workload} ({', '.join(f'{name} {value:g}' for name, value in parameters.items())})")
     for name, value in figures.items():
         click.echo(f"  {name.replace('_', ' '):28} {_shown(value):>12}")
-    if json_file is not None:
-        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
-        told = {"workload": workload, "parameters": parameters, "figures": figures, "machine": machine}
-        json_file.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
+for each in WORKLOADS:
+    main.add_command(_command(each))
+
 if __name__ == "__main__":
     try:
         main()
-    except (talk.Broken, Torn, Refused, EmbeddedError, OSError) as why:
+    except (Broken, Missing, Torn, Refused, EmbeddedError, OSError) as why:
         sys.exit(f"the run failed: {why}")

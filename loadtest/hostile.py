@@ -28,7 +28,8 @@ from loadtest.attacks import ATTACKS, Orders
 from loadtest.devices import Listener, Talker
 from loadtest.servers import migrated_databases, server_on
 from loadtest.sockets import Loop
-from loadtest.talk import LIVE_WITHIN_S, Broken, Target
+from loadtest.talk import LIVE_WITHIN_S
+from loadtest.target import Broken, Target
 
 P99_MS: Final = 100.0
 ATTACKERS: Final = 10

@@ -28,7 +28,8 @@ from loadtest.frames import masked_text
 from loadtest.people import Member
 from loadtest.servers import migrated_databases, server_on
 from loadtest.sockets import Loop
-from loadtest.talk import LIVE_WITHIN_S, Broken, Target
+from loadtest.talk import LIVE_WITHIN_S
+from loadtest.target import Broken, Target
 from uim.cli.embedded import Servers
 
 FRIENDS_PER_CHANGER: Final = 20

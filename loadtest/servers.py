@@ -22,7 +22,7 @@ import click
 import trio
 
 from loadtest.people import Api
-from loadtest.talk import Target
+from loadtest.target import Target
 from uim.cli.embedded import Servers, embedded_servers
 from uim.store import migrations
 
@@ -50,17 +50,17 @@ def migrated_databases() -> Iterator[Servers]:
 
 
 @contextmanager
-def whole_server() -> Iterator[Target]:
-    """A server that is ready."""
-    with migrated_databases() as servers, server_on(servers) as target:
+def whole_server(settings: Mapping[str, str] = LIMITS_OFF) -> Iterator[Target]:
+    """A server that is ready, on fresh databases, with those settings."""
+    with migrated_databases() as servers, server_on(servers, settings) as target:
         yield target
 
 
 @contextmanager
-def server_on(servers: Servers) -> Iterator[Target]:
+def server_on(servers: Servers, settings: Mapping[str, str] = LIMITS_OFF) -> Iterator[Target]:
     """The same on databases that the run itself looks into."""
     with _listening() as public, _listening() as operations:
-        settings = LIMITS_OFF | {
+        settings = dict(settings) | {
             "UIM_BIND": f"fd://{public.fileno()}",
             "UIM_OPERATIONS_BIND": f"fd://{operations.fileno()}",
             "UIM_DATABASE_URL": servers.database_url,
@@ -76,7 +76,7 @@ def server_on(servers: Servers) -> Iterator[Target]:
             with closing(Api(url)) as api:
                 api.call("GET", "/health/ready")
             click.echo(f"uim serve is process {pid}, at {url}", err=True)
-            yield Target(url, pid)
+            yield Target(url, pid, servers.database_url)
 
 
 @contextmanager

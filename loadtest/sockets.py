@@ -55,7 +55,7 @@ class Loop:
         self._connections.append(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
         if received:
-            self._take(connection, b"", time.perf_counter_ns())
+            self._take(connection, b"", time.monotonic_ns())
         # Those before it have been told things meanwhile, and have a second to confirm them.
         self._serve_ready(0.0)
 
@@ -86,7 +86,7 @@ class Loop:
             self._serve(key.data, events)
 
     def _tick(self) -> None:
-        now_ns = time.perf_counter_ns()
+        now_ns = time.monotonic_ns()
         for connection in self._connections:
             if said := connection.peer.tick(now_ns):
                 self._send(connection, said)
@@ -98,7 +98,7 @@ class Loop:
             data = connection.sock.recv(RECEIVE_BYTES)
             if not data:
                 raise Torn("the server hung up")
-            self._take(connection, data, time.perf_counter_ns())
+            self._take(connection, data, time.monotonic_ns())
 
     def _take(self, connection: Connection, data: bytes, now_ns: int) -> None:
         payloads, connection.received = split(connection.received + data)

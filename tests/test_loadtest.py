@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from loadtest import __main__ as commands
-from loadtest import append, frames, talk, verification
+from loadtest import append, frames, group, pairs, result, talk, verification
 from loadtest.devices import Listener, Talker
 from loadtest.people import Member
+from loadtest.result import Result
+from loadtest.target import Broken, Target
+from loadtest.workloads import WORKLOADS, Workload
 from tests.house import Server, serving, settings_for
 from uim.wire.frames import websocket_text
 
@@ -51,28 +54,48 @@ def test_a_closing_frame_ends_the_run() -> None:
         frames.split(b"\x88\x0d" + (4401).to_bytes(2, "big") + b"login ended")
 
 
-Workload = Callable[[talk.Target], tuple[talk.Pace, talk.Count]]
-
-
-async def _run(server: Server, workload: Workload) -> tuple[talk.Pace, talk.Count]:
+async def _run(server: Server, workload: Workload[Any], parameters: Any) -> Result:
     # The generator blocks, as befits it; here it has a thread, and the server under load is this process.
-    return await trio.to_thread.run_sync(workload, talk.Target(server.url, os.getpid()))
+    target = Target(server.url, os.getpid(), server.house.settings.database_url)
+    return await trio.to_thread.run_sync(workload.run, target, parameters)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+async def test_a_workload_runs_for_two_seconds_and_keeps_every_promise(
+    workload: Workload[Any], database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with serving(settings_for(database_url, redis_url)) as server:
+        told = await _run(server, workload, workload.brief)
+    assert told.workload == workload.name
+    assert told.figures
+    file = tmp_path / "told.json"
+    result.write(result.Report({}, [told]), file)
+    [again] = result.read(file).results
+    assert again.figures == told.figures
+    assert again.timeline == told.timeline
+    assert {name: each.figures() for name, each in again.latencies.items()} == {
+        name: each.figures() for name, each in told.latencies.items()
+    }
 
 
 async def test_pairs_talk_and_everything_acknowledged_is_stored(database_url: str, redis_url: str) -> None:
     async with serving(settings_for(database_url, redis_url)) as server:
-        pace, count = await _run(server, partial(talk.w1, pairs=2, window=4, seconds=0.3))
-    assert count.acknowledged == count.stored > 0
-    assert pace.acknowledged_per_s > 0
-    assert 0 < pace.p50_ms <= pace.p95_ms <= pace.p99_ms
-    assert pace.server_us_per_arrival is not None and pace.server_us_per_arrival > 0
+        told = (await _run(server, named("w1"), pairs.Parameters(pairs=2, seconds=0.3))).figures
+    assert told["acknowledged"] == told["stored"] > 0
+    assert told["acknowledged_per_s"] > 0
+    assert 0 < told["p50_ms"] <= told["p95_ms"] <= told["p99_ms"] <= told["max_ms"]
+    assert told["server_us_per_arrival"] > 0
 
 
 async def test_a_group_hears_each_text_but_its_own(database_url: str, redis_url: str) -> None:
     async with serving(settings_for(database_url, redis_url)) as server:
-        pace, count = await _run(server, partial(talk.w3, members=5, senders=2, window=2, seconds=0.3))
-    assert count.acknowledged == count.stored > 0
-    assert pace.arrived_per_s > pace.acknowledged_per_s
+        told = (await _run(server, named("w3"), group.Parameters(members=5, senders=2, window=2, seconds=0.3))).figures
+    assert told["acknowledged"] == told["stored"] > 0
+    assert told["arrived_per_s"] > told["acknowledged_per_s"]
+
+
+def named(name: str) -> Workload[Any]:
+    return next(workload for workload in WORKLOADS if workload.name == name)
 
 
 def _party(*, acknowledged: list[int], arrived: list[int]) -> talk.Party:
@@ -93,7 +116,7 @@ def _party(*, acknowledged: list[int], arrived: list[int]) -> talk.Party:
     ],
 )
 def test_a_broken_promise_gives_no_figures(acknowledged: list[int], arrived: list[int], stored: list[int], why: str) -> None:
-    with pytest.raises(talk.Broken, match=why):
+    with pytest.raises(Broken, match=why):
         talk._check(_party(acknowledged=acknowledged, arrived=arrived), stored)
 
 
@@ -108,7 +131,7 @@ def test_echo_tells_its_figures_in_a_table_and_as_json(tmp_path: Path) -> None:
     ran = CliRunner().invoke(commands.main, ["echo", "--pairs", "2", "--seconds", "0.2", "--json", str(file)])
     assert ran.exit_code == 0, ran.output
     assert "echoes per s" in ran.output
-    told = json.loads(file.read_text())
+    [told] = json.loads(file.read_text())["results"]
     assert told["workload"] == "echo"
     assert told["figures"]["echoes_per_s"] > 0
 

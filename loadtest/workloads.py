@@ -1,0 +1,54 @@
+"""The list of workloads: what `python -m loadtest NAME`, `all`, and the tests' two seconds find.
+
+A workload is a module with a frozen dataclass of parameters (each field an `option`) and one function `(target, parameters) ->
+Result`. Rule: it is in this list or it does not exist. It raises Broken, Missing, Torn or Refused rather than give figures of a
+run in which a promise was broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+from loadtest import group, pairs
+from loadtest.result import Result
+from loadtest.servers import LIMITS_OFF
+from loadtest.target import Target
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload(Generic[P]):
+    """`full`, `quick` and `brief` are the parameters of `all`, of `all --quick`, and of a test, which takes two seconds and looks
+    at no time. `settings` are those of the server that is started for it; it has a server and databases of its own.
+    """
+
+    name: str
+    told: str
+    run: Callable[[Target, P], Result]
+    full: P
+    quick: P
+    brief: P
+    settings: Mapping[str, str] = field(default_factory=lambda: LIMITS_OFF)
+
+
+WORKLOADS: Final[tuple[Workload[Any], ...]] = (
+    Workload(
+        "w1",
+        "Pairs: one talks with a window of open sends, the other confirms. Messages a second, send to arrival.",
+        pairs.run,
+        full=pairs.Parameters(),
+        quick=pairs.Parameters(seconds=5.0),
+        brief=pairs.Parameters(pairs=3, seconds=1.0),
+    ),
+    Workload(
+        "w3",
+        "One group, some of whose members talk. Deliveries a second.",
+        group.run,
+        full=group.Parameters(),
+        quick=group.Parameters(seconds=5.0),
+        brief=group.Parameters(members=6, senders=2, seconds=1.0),
+    ),
+)
