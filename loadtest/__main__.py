@@ -125,6 +125,10 @@ def _command(workload: Workload[Any]) -> click.Command:
 
 
 def _server(url: str | None, database_url: str | None, workload: Workload[Any]) -> AbstractContextManager[Target]:
+    if workload.brings_its_own:
+        if url is not None:
+            raise Missing(f"{workload.name} fills a database of its own, and asks a server on it: it takes no --url")
+        return nullcontext(Target(""))
     if url is None:
         return whole_server(workload.settings)
     return nullcontext(Target(url.rstrip("/"), database_url=database_url))
@@ -141,9 +145,13 @@ def _tell(workload: str, parameters: dict[str, Any], figures: Figures, json_file
 
 
 def _print(workload: str, parameters: Mapping[str, Any], figures: Figures) -> None:
-    click.echo(f"{workload} ({', '.join(f'{name} {value:g}' for name, value in parameters.items())})")
+    click.echo(f"{workload} ({', '.join(f'{name} {_parameter(value)}' for name, value in parameters.items())})")
     for name, value in figures.items():
         click.echo(f"  {name.replace('_', ' '):28} {_shown(value):>12}")
+
+
+def _parameter(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def _shown(value: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from loadtest import group, pairs
+from loadtest import group, lookups, pairs
 from loadtest.result import Result
 from loadtest.servers import LIMITS_OFF
 from loadtest.target import Target
@@ -22,7 +22,8 @@ P = TypeVar("P")
 @dataclass(frozen=True, slots=True)
 class Workload(Generic[P]):
     """`full`, `quick` and `brief` are the parameters of `all`, of `all --quick`, and of a test, which takes two seconds and looks
-    at no time. `settings` are those of the server that is started for it; it has a server and databases of its own.
+    at no time. `settings` are those of the server that is started for it; it has a server and databases of its own. One that
+    `brings_its_own` starts them itself, on a database that it fills first.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Workload(Generic[P]):
     quick: P
     brief: P
     settings: Mapping[str, str] = field(default_factory=lambda: LIMITS_OFF)
+    brings_its_own: bool = False
 
 
 WORKLOADS: Final[tuple[Workload[Any], ...]] = (
@@ -50,5 +52,14 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=group.Parameters(),
         quick=group.Parameters(seconds=5.0),
         brief=group.Parameters(members=6, senders=2, seconds=1.0),
+    ),
+    Workload(
+        "w7",
+        "History, conversations and words looked up in a year of talk, of 10,000,000 messages. Milliseconds by what is asked for.",
+        lookups.run,
+        full=lookups.Parameters(),
+        quick=lookups.Parameters(messages=200_000, asked=50),
+        brief=lookups.Parameters(messages=10_000, users=200, people=20, asked=3),
+        brings_its_own=True,
     ),
 )
