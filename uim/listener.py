@@ -117,7 +117,7 @@ class ByteStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
-        for start in range(0, max(len(view), 1), PIECE_BYTES):
+        for start in range(self.send_now(view), len(view), PIECE_BYTES):
             if self._closing:
                 raise trio.ClosedResourceError  # and not the socket's complaint that its end is being sent just now
             with trio.move_on_after(self._deadlines.write_s) as patience:

@@ -16,14 +16,14 @@ from typing import Any, Final, cast
 import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework, ConnectionState, H11SendableEvent
 from hypercorn.utils import wrap_app
 
 from uim.admission import Peer
@@ -125,6 +125,8 @@ class _Connection(TCPServer):
 
 
 class _HttpOnly(H11Protocol):
+    _head = b""
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Hypercorn goes over to HTTP/2 here; we never do."""
 
@@ -141,6 +143,20 @@ class _HttpOnly(H11Protocol):
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
         )
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """As Hypercorn's, but a head waits for what follows it, and an end without bytes is no write: one answer, one write."""
+        try:
+            data = self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data
+        elif data := self._head + data:
+            self._head = b""
+            await self.send(RawData(data=data))
 
     async def stream_send(self, event: Event) -> None:
         # Answered before the body was read, the connection ends after it: say so, or the client sends its next request
