@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -21,11 +22,16 @@ def values_of(given: Mapping[str, str], type: type[StructT]) -> StructT:
     Raises msgspec.ValidationError, which ends in the parameter's path, for a value that is wrong and a name that is unknown.
     """
     found = msgspec.convert(given, type, strict=False)
-    attributes = {field.encode_name: field.name for field in msgspec.structs.fields(type)}
+    attributes = _attributes(type)
     for name, text in given.items():
         if not _is_as_written(text, getattr(found, attributes[name])):
             raise msgspec.ValidationError(f"Not a value of this parameter - at `$.{name}`")
     return found
+
+
+@cache
+def _attributes(type: type[msgspec.Struct]) -> dict[str, str]:
+    return {field.encode_name: field.name for field in msgspec.structs.fields(type)}
 
 
 def _is_as_written(text: str, value: object) -> bool:
