@@ -7,6 +7,7 @@ doubled or out of order.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -79,9 +80,9 @@ class Listener:
         """One frame; what it brings counts as unconfirmed."""
         said = frame.payload
         if frame.type == "MESSAGE_RECEIVE":
-            self._store(said.message_id, said.message_type)
-            if self.is_measured and said.message_type == "text":
-                self.latencies_ns.append(now_ns - int(said.content[:TIME_DIGITS]))
+            is_new = self._store(said.message_id, said.message_type)
+            if is_new and self.is_measured and said.message_type == "text":
+                self.time(said.message_id, now_ns - int(said.content[:TIME_DIGITS]))
             self._owes(said.message_id, 1, now_ns)
         elif frame.type == "SYNC_BATCH":
             for entry in said.messages:
@@ -92,16 +93,22 @@ class Listener:
         elif frame.type == "ERROR":
             raise Torn(f"refused: {said.code}: {said.message}")
 
+    def time(self, message_id: int, took_ns: int) -> None:
+        """A text has come, so long after it was sent or due."""
+        self.latencies_ns.append(took_ns)
+
     def tick(self, now_ns: int) -> bytes:
         return self._confirm() if self._unconfirmed and now_ns - self._oldest_ns >= CONFIRM_AFTER_NS else b""
 
-    def _store(self, message_id: int, message_type: str) -> None:
+    def _store(self, message_id: int, message_type: str) -> bool:
+        """Whether it is new."""
         if message_id <= self._newest:
             self.repeats += 1
-            return
+            return False
         self._newest = message_id
         if message_type == "text":
             self.arrived.append(message_id)
+        return True
 
     def _owes(self, message_id: int, entries: int, now_ns: int) -> None:
         if not self._unconfirmed:
@@ -118,15 +125,18 @@ class Talker(Listener):
     """A device that keeps `window` sends open in one conversation until `stop`: each ack lets the next one go.
 
     `acknowledged`: message ids of its own texts, as acked. `delivered_up_to`: the newest of them that a receipt covers.
+    `acks_ns`: from send to ack, while `is_measured`. With a window of 0 it speaks only when it is told to (`say`).
     """
 
     def __init__(self, conversation_id: str, name: str, *, window: int, text_bytes: int) -> None:
         super().__init__()
         self.acknowledged: array[int] = array("q")
+        self.acks_ns: array[int] = array("q")
         self.delivered_up_to = 0
         self._window = window
         self._number = 0
-        self._open = 0
+        # Times of those that are not acked; acks come in the order of sending.
+        self._open: deque[int] = deque()
         self._is_talking = False
         # Two gaps are left to fill: the client's own id, and the time that leads the content.
         self._text = (
@@ -157,17 +167,23 @@ class Talker(Listener):
             super().hear(frame, now_ns)
         elif frame.payload.status == "sent":
             self.acknowledged.append(frame.payload.message_id)
-            self._open -= 1
+            sent_ns = self._open.popleft()
+            if self.is_measured:
+                self.acks_ns.append(now_ns - sent_ns)
         elif frame.payload.status == "delivered":
             newest = max(receipt.message_id for receipt in frame.payload.receipts)
             self.delivered_up_to = max(self.delivered_up_to, newest)
 
+    def say(self, now_ns: int) -> bytes:
+        """One text, of that time: that of sending, or when it was due."""
+        self._open.append(now_ns)
+        self._number += 1
+        return masked_text(self._text % (self._number, now_ns))
+
     def _talk_on(self, now_ns: int) -> bytes:
         said = b""
-        while self._is_talking and self._open < self._window:
-            self._open += 1
-            self._number += 1
-            said += masked_text(self._text % (self._number, now_ns))
+        while self._is_talking and len(self._open) < self._window:
+            said += self.say(now_ns)
         return said
 
 

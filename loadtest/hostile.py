@@ -25,10 +25,10 @@ import msgspec
 
 from loadtest import people
 from loadtest.attacks import ATTACKS, Orders
+from loadtest.crew import LIVE_WITHIN_S
 from loadtest.devices import Listener, Talker
 from loadtest.servers import migrated_databases, server_on
 from loadtest.sockets import Loop
-from loadtest.talk import LIVE_WITHIN_S
 from loadtest.target import Broken, Target
 
 P99_MS: Final = 100.0
@@ -85,7 +85,7 @@ class PacedTalker(Talker):
         return super().take(payloads, now_ns)
 
     def tick(self, now_ns: int) -> bytes:
-        self._window = min(self._open + 1, OPEN_SENDS)
+        self._window = min(len(self._open) + 1, OPEN_SENDS)
         self.talk()
         return super().tick(now_ns)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from loadtest.progress import bar
+
 PASSWORD: Final = "Load-test-1815"
 # The server hashes on two threads; more would only wait there.
 AT_ONCE: Final = 4
@@ -64,8 +66,12 @@ def register(url: str, count: int) -> list[Member]:
             made = api.call("POST", "/api/auth/register", wanted)
         return Member(made["user"]["user_id"], made["access_token"])
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(one, range(count)))
+    members = []
+    with ThreadPoolExecutor(AT_ONCE) as threads, bar("register", count, "users") as shown:
+        for member in threads.map(one, range(count)):
+            members.append(member)
+            shown.update(1)
+    return members
 
 
 def make_pair(url: str, one: Member, other: Member) -> str:

@@ -23,12 +23,12 @@ import psycopg
 import redis
 
 from loadtest import people
+from loadtest.crew import LIVE_WITHIN_S
 from loadtest.devices import Listener, Talker
 from loadtest.frames import masked_text
 from loadtest.people import Member
 from loadtest.servers import migrated_databases, server_on
 from loadtest.sockets import Loop
-from loadtest.talk import LIVE_WITHIN_S
 from loadtest.target import Broken, Target
 from uim.cli.embedded import Servers
 

@@ -26,23 +26,29 @@ class Moment(msgspec.Struct, frozen=True):
     p99_ms: float
     max_ms: float
 
+    def later(self, seconds: int) -> Moment:
+        return msgspec.structs.replace(self, second=self.second + seconds)
+
 
 class Result(msgspec.Struct):
-    """`latencies` by what was timed ("arrival", "ack", "connect"); the first is the one that `timeline` tells."""
+    """`latencies` by what was timed ("arrival", "ack", "connect"); the first is the one that `timeline` tells.
+
+    `ceilings`: what the machine could do just before (see ceilings.py), if that was measured.
+    """
 
     workload: str
     parameters: dict[str, Parameter]
     figures: dict[str, float]
     latencies: dict[str, Latencies] = {}
     timeline: list[Moment] = []
+    ceilings: dict[str, float] = {}
 
 
 class Report(msgspec.Struct):
-    """All of one run of `python -m loadtest`: a file of results. `machine`: what it ran on, by name; `ceilings`: what that can do."""
+    """All of one run of `python -m loadtest`: a file of results. `machine`: what it ran on, by name."""
 
     machine: dict[str, str]
     results: list[Result]
-    ceilings: dict[str, float] = {}
 
 
 def timeline(seconds: dict[int, Counts]) -> list[Moment]:

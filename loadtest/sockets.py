@@ -6,11 +6,12 @@ is the owner's (`Peer`). Not Trio: its tasks would cost the generator more than 
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import urandom
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -30,6 +31,14 @@ class Peer(Protocol):
     def tick(self, now_ns: int) -> bytes: ...
 
 
+class Schedule(Protocol):
+    """Frames with a fixed time. What was due while the loop was late is told at once, with the time when it was due."""
+
+    def next_due_ns(self) -> int: ...
+
+    def due(self, now_ns: int) -> Iterable[tuple[Connection, bytes]]: ...
+
+
 class Connection:
     """One open WebSocket and its owner."""
 
@@ -47,7 +56,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._connections: list[Connection] = []
 
-    def connect(self, url: str, peer: Peer, *, token: str | None = None) -> None:
+    def connect(self, url: str, peer: Peer, *, token: str | None = None) -> Connection:
         """Open a WebSocket (ws://…) and give it to `peer`. Raises Torn if the server refuses, OSError if it isn't there."""
         sock, received = _upgraded(url, token)
         sock.setblocking(False)
@@ -58,8 +67,11 @@ class Loop:
             self._take(connection, b"", time.monotonic_ns())
         # Those before it have been told things meanwhile, and have a second to confirm them.
         self._serve_ready(0.0)
+        return connection
 
-    def run(self, *, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+    def run(
+        self, *, seconds: float, until: Callable[[], bool] = lambda: False, schedule: Schedule | None = None
+    ) -> bool:
         """Serve all peers for that long, or until `until()` holds, asked every 50 ms; tells whether it held. Raises Torn."""
         ends_at = time.monotonic() + seconds
         next_tick = time.monotonic()
@@ -72,7 +84,15 @@ class Loop:
                     return True
                 if now >= ends_at:
                     return False
-            self._serve_ready(max(0.0, next_tick - now))
+            wake_at = next_tick
+            if schedule is not None:
+                for connection, said in schedule.due(time.monotonic_ns()):
+                    self._send(connection, said)
+                wake_at = min(next_tick, schedule.next_due_ns() / 1e9)
+                # A selector waits for whole milliseconds; this waits for microseconds until there is something to select.
+                select.select([self._selector], [], [], max(0.0, wake_at - time.monotonic()))
+                wake_at = 0.0
+            self._serve_ready(max(0.0, wake_at - now))
 
     def close(self) -> None:
         """Leave without a word; the server sees its clients gone."""

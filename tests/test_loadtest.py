@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from loadtest import __main__ as commands
-from loadtest import append, frames, group, pairs, result, talk, verification
-from loadtest.devices import Listener, Talker
-from loadtest.people import Member
+from loadtest import append, frames, group, pairs, promises, result, verification
+from loadtest.plan import Heard
 from loadtest.result import Result
 from loadtest.target import Broken, Target
 from loadtest.workloads import WORKLOADS, Workload
@@ -98,11 +98,9 @@ def named(name: str) -> Workload[Any]:
     return next(workload for workload in WORKLOADS if workload.name == name)
 
 
-def _party(*, acknowledged: list[int], arrived: list[int]) -> talk.Party:
-    talker, listener = Talker("c", "t", window=1, text_bytes=20), Listener()
-    talker.acknowledged.extend(acknowledged)
-    listener.arrived.extend(arrived)
-    return talk.Party([(Member("a", ""), talker)], [(Member("b", ""), listener)])
+def _heard(*, acknowledged: list[int], arrived: list[int]) -> list[Heard]:
+    """What a pair's talker and listener were told."""
+    return [Heard(0, array("q", acknowledged), array("q"), 0), Heard(0, array("q"), array("q", arrived), 0)]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,7 @@ def _party(*, acknowledged: list[int], arrived: list[int]) -> talk.Party:
 )
 def test_a_broken_promise_gives_no_figures(acknowledged: list[int], arrived: list[int], stored: list[int], why: str) -> None:
     with pytest.raises(Broken, match=why):
-        talk._check(_party(acknowledged=acknowledged, arrived=arrived), stored)
+        promises.check_party(_heard(acknowledged=acknowledged, arrived=arrived), stored)
 
 
 def test_texts_are_appended_by_log_append_alone(database_url: str) -> None:
