@@ -17,15 +17,13 @@ from uim.errors import STATUS_OF, UIMError
 from uim.model.message import Draft, Entry, Posted
 from uim.store import messages
 from uim.store.messages import Outcome
-from uim.store.postgres import Connection, DatabaseError, says_away
+from uim.store.postgres import BY_INDEX, Connection, DatabaseError, says_away
 
 MAX_BATCH: Final = 256
-# Index reads always: the plans are made once, perhaps while the tables are still empty. A statement that takes longer is
-# given up by the server before we give up the server.
+# The plans are made once, perhaps while the tables are still empty. A statement that takes longer is given up by the server before
+# we give up the server.
 PLANS: Final = {
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
+    **BY_INDEX,
     "plan_cache_mode": "force_generic_plan",
     "statement_timeout": "3000",
 }

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from uim.model.ids import MAX_MESSAGE_ID
 from uim.model.message import Draft, Entry
 from uim.store.postgres import Connection
 
@@ -95,24 +96,40 @@ class Page:
     full: bool
 
 
-# The page and the head in one statement, so in one snapshot: what is not in the page is above its position.
+# The page and the head in one statement, so in one snapshot: what is not in the page is above its position. A whole page of every
+# conversation would be read and nearly all of it thrown away: so a few ids of each, then what there is up to a page's end among those.
+_NEAR: Final = 8
 _PAGE: Final = f"""
     with head as materialized (
         select coalesce((select m.message_id from messages m order by m.message_id desc limit 1), 0) as id
-    ),
-    page as (
-        select found.* from participations s
-        cross join lateral (
-            select m.* from messages m
-            where m.conversation_id = s.conversation_id
-                and m.message_id > %(after)s and m.message_id >= s.joined_message_id
-                and m.message_id <= least((select id from head), coalesce(s.left_message_id, 9007199254740991))
-            order by m.message_id limit %(limit)s
-        ) found
+    ), stays as materialized (
+        select s.conversation_id, greatest(s.joined_message_id, %(after)s::bigint + 1) as least,
+            least(h.id, coalesce(s.left_message_id, {MAX_MESSAGE_ID})) as most
+        from participations s cross join head h
         where s.user_id = %(user_id)s and (s.left_message_id is null or s.left_message_id > %(after)s)
-        order by found.message_id limit %(limit)s
+    ), near as materialized (
+        select s.conversation_id, s.most, n.message_id, n.nth from stays s
+        cross join lateral (
+            select m.message_id, row_number() over (order by m.message_id) as nth from messages m
+            where m.conversation_id = s.conversation_id and m.message_id >= s.least and m.message_id <= s.most
+            order by m.message_id limit {_NEAR}
+        ) n
+    ), bound as materialized (
+        select coalesce((select n.message_id from near n order by n.message_id offset %(limit)s - 1 limit 1), h.id) as id from head h
+    ), page as materialized (
+        select n.message_id from near n cross join bound b where n.message_id <= b.id
+        union all
+        select further.message_id from near n cross join bound b
+        cross join lateral (
+            select m.message_id from messages m
+            where m.conversation_id = n.conversation_id and m.message_id > n.message_id and m.message_id <= least(n.most, b.id)
+            order by m.message_id limit %(limit)s
+        ) further
+        where n.nth = {_NEAR} and n.message_id < b.id
+        order by message_id limit %(limit)s
     )
-    select h.id, {COLUMNS} from head h left join page m on true order by m.message_id"""
+    select h.id, {COLUMNS} from head h left join (page p join messages m on m.message_id = p.message_id) on true
+    order by m.message_id"""
 
 
 async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> Page:

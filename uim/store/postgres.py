@@ -27,6 +27,10 @@ CANCEL_WITHIN_S: Final = 1.0
 # Once the server is known to be away: how long it may take to find out whether it is back.
 ASK_WITHIN_S: Final = 1.0
 
+# Index reads always. A plan may be made while the tables are still small, and is kept; and what PostgreSQL takes for the cost of a
+# page that is in memory makes it read all conversations, or all users, for the few hundred of one person.
+BY_INDEX: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+
 DatabaseError = psycopg.Error
 DatabaseAway = psycopg.OperationalError
 # What a server or a network that goes away looks like; also a statement over its time-out, a server that takes no writes for
@@ -184,7 +188,7 @@ class Pool:
         self._slots = trio.Semaphore(size)
         self._idle: list[Connection] = []
         self._is_away = self._is_asking = False
-        self._settings = {"statement_timeout": f"{int(statement_timeout_s * 1000)}"}
+        self._settings = {**BY_INDEX, "statement_timeout": f"{int(statement_timeout_s * 1000)}"}
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

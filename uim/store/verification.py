@@ -13,15 +13,13 @@ from typing import Any, Final
 from uuid import UUID
 
 from uim.store.invariants import Invariant, Walk
-from uim.store.postgres import Connection, Deadlines, connect
+from uim.store.postgres import BY_INDEX, Connection, Deadlines, connect
 
 EXAMPLES: Final = 5
 # A step takes a second or so; this is for a disk that is very slow or very busy.
 STEP_WITHIN_S: Final = 600.0
 _SETTINGS: Final = {
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
+    **BY_INDEX,
     "jit": "off",
     "work_mem": "16MB",
     "statement_timeout": f"{STEP_WITHIN_S * 1000:.0f}",
