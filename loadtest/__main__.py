@@ -1,4 +1,4 @@
-"""`python -m loadtest WORKLOAD`: one workload, or `all` of them with their shares of what the machine does bare.
+"""`python -m loadtest WORKLOAD`: one workload of the list, `all` of them, or what the machine does bare.
 
 Without --url a run starts its own server on fresh databases. Rule: what cannot be relied upon is not printed: a run that saw a
 promise broken exits with 1.
@@ -7,29 +7,34 @@ promise broken exits with 1.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 
-from loadtest import append, echo, group, pairs, search, verification
-from loadtest.frames import Torn
+from loadtest import append, echo, plot, report, search, verification
 from loadtest.machine import machine
 from loadtest.parameters import command_options
-from loadtest.people import Refused
-from loadtest.result import Report, Result, write
-from loadtest.servers import bare_echo, migrated_databases, whole_server
-from loadtest.target import Broken, Missing, Target
+from loadtest.result import Parameter, Report, Result, read, write
+from loadtest.servers import bare_echo, migrated_databases
+from loadtest.specification import Verdict
+from loadtest.suite import FAILURES, Place, run, run_all
+from loadtest.tables import aligned, comparison, terminal
+from loadtest.target import Missing
 from loadtest.workloads import WORKLOADS, Workload
-from uim.cli.child import EmbeddedError
 
 Figures = dict[str, float]
-# W1 makes batches of about this size; its share is given of what PostgreSQL takes in them.
-TYPICAL_BATCH: Final = "batches of 64"
 Command = Callable[..., None]
+WRITTEN: Final = click.Path(dir_okay=False, path_type=Path)
+READ: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+HERE: Final = Path(__file__).parent
+URL: Final = click.Option(["--url"], help="A server that runs already, its limits off; else one is started.")
+DATABASE_URL: Final = click.Option(["--database-url"], help="The PostgreSQL of that server; else sync tells what is stored.")
+JSON: Final = click.Option(["--json", "json_file"], type=WRITTEN, help="Write the result there, with its histograms.")
+PLOT: Final = click.Option(["--plot", "plot_file"], type=WRITTEN, help="Draw it there: FILE.png, FILE.svg, FILE.pdf.")
 
 
 def _options(*names: str) -> Callable[[Command], Command]:
@@ -38,7 +43,7 @@ def _options(*names: str) -> Callable[[Command], Command]:
         "window": click.option("--window", type=click.IntRange(1, 64), default=4, show_default=True, help="Open sends of each."),
         "seconds": click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True),
         "text-bytes": click.option("--text-bytes", type=click.IntRange(20, 10_000), default=200, show_default=True),
-        "json": click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there too."),
+        "json": click.option("--json", "json_file", type=WRITTEN, help="Write the figures there too."),
     }
 
     def add(command: Command) -> Command:
@@ -52,6 +57,20 @@ def _options(*names: str) -> Callable[[Command], Command]:
 @click.group(help="How much the server carries, and how much of what this machine can carry at all.")
 def main() -> None:
     pass
+
+
+def _command(workload: Workload[Any]) -> click.Command:
+    def run_it(
+        url: str | None, database_url: str | None, json_file: Path | None, plot_file: Path | None, ceilings: bool, **parameters: Any
+    ) -> None:
+        chosen = replace(workload.full, **parameters)
+        result = run(workload, chosen, Place(url, database_url), with_ceilings=ceilings)
+        click.echo(terminal(result))
+        _keep(Report(machine(url), [result]), json_file, plot_file)
+
+    ceilings = click.Option(["--ceilings"], is_flag=True, help="Measure before what the machine can do, and give shares of it.")
+    options: list[click.Parameter] = [*command_options(workload.full), URL, DATABASE_URL, JSON, PLOT, ceilings]
+    return click.Command(workload.name, callback=run_it, params=options, help=workload.told)
 
 
 @main.command("echo", help="Frames of that size sent back by bare trio-websocket. The ceiling of what sockets carry here.")
@@ -78,7 +97,8 @@ def search_command(seconds: float, json_file: Path | None, **parameters: Any) ->
         figures = search.measure(servers.database_url, **parameters)
     with migrated_databases() as servers:
         cost = search.measure_cost(servers.database_url, seconds=seconds, rounds=4)
-    _tell("search", {**parameters, "seconds": seconds}, figures | _named("writer", cost), json_file)
+    figures |= {f"writer {name}": value for name, value in cost.items()}
+    _tell("search", {**parameters, "seconds": seconds}, figures, json_file)
 
 
 @main.command("verify", help="How long uim verify looks at a log of that length, and with how much memory.")
@@ -89,80 +109,85 @@ def verify_command(json_file: Path | None, messages: int) -> None:
         _tell("verify", {"messages": messages}, verification.measure(servers.database_url, messages=messages), json_file)
 
 
-@main.command("all", help="echo, append, w1 and w3, one after the other, and the shares.")
-@_options("window", "seconds", "text-bytes", "json")
-def all_command(json_file: Path | None, **parameters: Any) -> None:
-    storing = {name: value for name, value in parameters.items() if name != "window"}
-    figures: Figures = {}
-    with bare_echo() as url:
-        figures |= _named("echo", echo.measure(url, connections=50, **parameters))
-    with migrated_databases() as servers:
-        figures |= _named("append", append.measure(servers.database_url, **storing))
-    with whole_server() as at:
-        figures |= _named("w1", pairs.run(at, pairs.Parameters(**parameters)).figures)
-        figures |= _named("w3", group.run(at, group.Parameters(**parameters)).figures)
-    figures["w1 share of echo"] = figures["w1 acknowledged_per_s"] / figures["echo echoes_per_s"]
-    figures["w1 share of append"] = figures["w1 acknowledged_per_s"] / figures[f"append {TYPICAL_BATCH}"]
-    figures["w3 share of echo"] = figures["w3 arrived_per_s"] / figures["echo echoes_per_s"]
-    _tell("all", parameters, figures, json_file)
+def _all(
+    quick: bool, only: str, url: str | None, database_url: str | None, results: Path, plot_file: Path | None
+) -> None:
+    chosen = _chosen(only)
+    found = run_all(chosen, Place(url, database_url), is_quick=quick)
+    findings = report.write(found, {each.name: each.told for each in chosen}, results.with_suffix(".md"))
+    _keep(found, results.with_suffix(".json"), plot_file)
+    rows = [(each.demand.section, each.demand.words, str(each.verdict), each.measured) for each in findings]
+    click.echo("\n".join(aligned(rows)) + f"\n\nwritten to {results.with_suffix('.md')} and .json")
+    missed = [each for each in findings if each.verdict is Verdict.FAIL]
+    if missed or found.failed:
+        sys.exit(f"{len(missed)} figures missed; failed: {', '.join(found.failed) or 'none'}")
 
 
-def _command(workload: Workload[Any]) -> click.Command:
-    def run(url: str | None, database_url: str | None, json_file: Path | None, **parameters: Any) -> None:
-        with _server(url, database_url, workload) as target:
-            result = workload.run(target, replace(workload.full, **parameters))
-        _print(workload.name, result.parameters, result.figures)
-        if json_file is not None:
-            write(Report(machine(), [result]), json_file)
-
-    where = [
-        click.Option(["--url"], help="A server that runs already, its limits off; else one is started."),
-        click.Option(["--database-url"], help="Its PostgreSQL, for workloads that look into it."),
-        click.Option(["--json", "json_file"], type=click.Path(path_type=Path), help="Write the result there too."),
-    ]
-    options: list[click.Parameter] = [*command_options(type(workload.full)), *where]
-    return click.Command(workload.name, callback=run, params=options, help=workload.told)
+def _chosen(only: str) -> Sequence[Workload[Any]]:
+    names = only.split(",") if only else [each.name for each in WORKLOADS]
+    unknown = set(names) - {each.name for each in WORKLOADS}
+    if unknown:
+        raise click.UsageError(f"no such workload: {', '.join(sorted(unknown))}")
+    return [each for each in WORKLOADS if each.name in names]
 
 
-def _server(url: str | None, database_url: str | None, workload: Workload[Any]) -> AbstractContextManager[Target]:
-    if workload.brings_its_own:
-        if url is not None:
-            raise Missing(f"{workload.name} fills a database of its own, and asks a server on it: it takes no --url")
-        return nullcontext(Target(""))
-    if url is None:
-        return whole_server(workload.settings)
-    return nullcontext(Target(url.rstrip("/"), database_url=database_url))
+@main.command(help="Two files of results side by side, with ratios. Compare shares: absolute figures do not carry over.")
+@click.argument("first", type=READ)
+@click.argument("second", type=READ)
+def compare(first: Path, second: Path) -> None:
+    click.echo(comparison(_report(first), _report(second)))
 
 
-def _named(workload: str, figures: Figures) -> Figures:
-    return {f"{workload} {name}": value for name, value in figures.items()}
+@main.command("plot", help="Draw a file of results: FILE.png, FILE.svg or FILE.pdf.")
+@click.argument("results", type=READ)
+@click.argument("plot_file", type=WRITTEN, metavar="FILE")
+def plot_command(results: Path, plot_file: Path) -> None:
+    _keep(_report(results), None, plot_file)
 
 
-def _tell(workload: str, parameters: dict[str, Any], figures: Figures, json_file: Path | None) -> None:
-    _print(workload, parameters, figures)
+def _report(file: Path) -> Report:
+    try:
+        return read(file)
+    except msgspec.DecodeError as why:
+        raise click.UsageError(f"{file} is no file of results: {why}") from why
+
+
+def _keep(found: Report, json_file: Path | None, plot_file: Path | None) -> None:
     if json_file is not None:
-        write(Report(machine(), [Result(workload, parameters, figures)]), json_file)
+        write(found, json_file)
+    if plot_file is not None:
+        try:
+            plot.draw(found.results, plot_file)
+        except ValueError as why:
+            raise click.UsageError(f"no plot: {why}") from why
 
 
-def _print(workload: str, parameters: Mapping[str, Any], figures: Figures) -> None:
-    click.echo(f"{workload} ({', '.join(f'{name} {_parameter(value)}' for name, value in parameters.items())})")
-    for name, value in figures.items():
-        click.echo(f"  {name.replace('_', ' '):28} {_shown(value):>12}")
+def _tell(workload: str, parameters: dict[str, Parameter], figures: Figures, json_file: Path | None) -> None:
+    result = Result(workload, parameters, figures)
+    click.echo(terminal(result))
+    _keep(Report(machine(), [result]), json_file, None)
 
 
-def _parameter(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else f"{value}"
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
+ALL_HELP: Final = (
+    "Every workload, each on a server and databases of its own, with shares of what the machine does bare; then every figure of the "
+    "specification with its verdict. Exit code 1 if one is missed, or a workload failed."
+)
+ALL_OPTIONS: Final[list[click.Parameter]] = [
+    click.Option(["--quick"], is_flag=True, help="Shorter and smaller; not every figure can be shown then."),
+    click.Option(["--only"], default="", help="Names with commas between them."),
+    URL,
+    DATABASE_URL,
+    click.Option(
+        ["--results"], type=WRITTEN, default=HERE / "results", show_default="loadtest/results", help="Written as .md and .json."
+    ),
+    PLOT,
+]
+main.add_command(click.Command("all", callback=_all, params=ALL_OPTIONS, help=ALL_HELP))
 for each in WORKLOADS:
     main.add_command(_command(each))
 
 if __name__ == "__main__":
     try:
         main()
-    except (Broken, Missing, Torn, Refused, EmbeddedError, OSError) as why:
+    except (Missing, *FAILURES) as why:
         sys.exit(f"the run failed: {why}")

@@ -7,6 +7,7 @@ Rule: durable as in production; each batch is new texts of pairs, as in W1.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -21,17 +22,19 @@ BATCHES: Final = (1, 16, 64, 256)
 PAIRS: Final = 50
 
 
-def measure(database_url: str, *, seconds: float, text_bytes: int) -> dict[str, float]:
+def measure(
+    database_url: str, *, seconds: float, text_bytes: int, batches: Sequence[int] = BATCHES
+) -> dict[str, float]:
     """Appends a second, by the size of the batch; that many seconds for each size."""
-    return trio.run(_measure, database_url, seconds, text_bytes)
+    return trio.run(_measure, database_url, seconds, text_bytes, batches)
 
 
-async def _measure(database_url: str, seconds: float, text_bytes: int) -> dict[str, float]:
+async def _measure(database_url: str, seconds: float, text_bytes: int, batches: Sequence[int]) -> dict[str, float]:
     async with await connect(database_url, name="load", settings=PLANS) as tx:
         await epochs.settle(tx)
         pairs = [await _make_pair(tx) for _ in range(PAIRS)]
         text = "x" * text_bytes
-        return {f"batches of {size}": await _appends_per_s(tx, pairs, size, seconds, text) for size in BATCHES}
+        return {f"batches of {size}": await _appends_per_s(tx, pairs, size, seconds, text) for size in batches}
 
 
 async def _appends_per_s(

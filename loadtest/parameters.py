@@ -1,6 +1,6 @@
 """A workload's parameters: fields of a frozen dataclass, each with its words for `--help`, and the command line made of them.
 
-Rule: a parameter stands in one place. Its name is the option's (`text_bytes`: `--text-bytes`), its default the full run's.
+Rule: a parameter stands in one place. Its name is the option's (`text_bytes`: `--text-bytes`), its default that of the full run.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ def option(default: Any, told: str, *, least: float | None = None, most: float |
     return field(default=default, metadata={"told": told, "least": least, "most": most})
 
 
-def command_options(parameters: type[Any]) -> list[click.Option]:
-    return [_command_option(each) for each in fields(parameters)]
+def command_options(parameters: Any) -> list[click.Option]:
+    """Their defaults are these parameters'."""
+    return [_command_option(each, getattr(parameters, each.name)) for each in fields(parameters)]
 
 
-def _command_option(each: Any) -> click.Option:
-    name, default, limits = f"--{each.name.replace('_', '-')}", each.default, each.metadata
+def _command_option(each: Any, default: Any) -> click.Option:
+    name, limits = f"--{each.name.replace('_', '-')}", each.metadata
     if isinstance(default, bool):
         return click.Option([f"{name}/--no-{name[2:]}"], default=default, show_default=True, help=limits["told"])
     kind: click.ParamType[Any] = click.STRING

@@ -22,7 +22,10 @@ STORED = """select conversation_id::text, message_id from messages
 
 
 def check(target: Target, parties: Sequence[Party], heard: Sequence[Heard]) -> dict[str, float]:
-    """What the whole run came to, warm-up and all. Raises Broken for each way in which it is not as promised."""
+    """What the whole run came to, warm-up and all. Raises Broken for each way in which it is not as promised.
+
+    `stored_share` is of what was acknowledged, `delivered_share` of what was to come to each other member: 1 each, or it raises.
+    """
     with bar("count", len(parties), "conversations") as shown:
         stored = stored_ids(target, parties)
         shown.update(len(parties))
@@ -31,10 +34,14 @@ def check(target: Target, parties: Sequence[Party], heard: Sequence[Heard]) -> d
         by_party[device.party].append(device)
     for number, ids in enumerate(stored):
         check_party(by_party[number], ids)
+    acknowledged = sum(len(device.acknowledged) for device in heard)
+    wanted = sum(len(ids) * (len(party.members) - 1) for party, ids in zip(parties, stored, strict=True))
     return {
-        "acknowledged": sum(len(device.acknowledged) for device in heard),
+        "acknowledged": acknowledged,
         "stored": sum(map(len, stored)),
         "repeated": sum(device.repeats for device in heard),
+        "stored_share": sum(map(len, stored)) / max(acknowledged, 1),
+        "delivered_share": sum(len(device.arrived) for device in heard) / max(wanted, 1),
     }
 
 

@@ -45,10 +45,15 @@ class Result(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """All of one run of `python -m loadtest`: a file of results. `machine`: what it ran on, by name."""
+    """All of one run of `python -m loadtest`: a file of results. `machine`: what it ran on, by name.
+
+    `failed` and `left_out`: why, by workload.
+    """
 
     machine: dict[str, str]
     results: list[Result]
+    failed: dict[str, str] = {}
+    left_out: dict[str, str] = {}
 
 
 def timeline(seconds: dict[int, Counts]) -> list[Moment]:

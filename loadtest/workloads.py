@@ -23,7 +23,8 @@ P = TypeVar("P")
 class Workload(Generic[P]):
     """`full`, `quick` and `brief` are the parameters of `all`, of `all --quick`, and of a test, which takes two seconds and looks
     at no time. `settings` are those of the server that is started for it; it has a server and databases of its own. One that
-    `brings_its_own` starts them itself, on a database that it fills first.
+    `brings_its_own` starts them itself, on a database that it fills first. One that `saturates` is also told in shares of what
+    the machine can do.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Workload(Generic[P]):
     brief: P
     settings: Mapping[str, str] = field(default_factory=lambda: LIMITS_OFF)
     brings_its_own: bool = False
+    saturates: bool = False
 
 
 WORKLOADS: Final[tuple[Workload[Any], ...]] = (
@@ -44,6 +46,7 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=pairs.Parameters(),
         quick=pairs.Parameters(seconds=5.0),
         brief=pairs.Parameters(pairs=3, seconds=1.0),
+        saturates=True,
     ),
     Workload(
         "w2",
@@ -60,6 +63,7 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=group.Parameters(),
         quick=group.Parameters(seconds=5.0),
         brief=group.Parameters(members=6, senders=2, seconds=1.0, generators=2),
+        saturates=True,
     ),
     Workload(
         "w9",
@@ -68,6 +72,14 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=group.ManyParameters(),
         quick=group.ManyParameters(groups=5, seconds=5.0),
         brief=group.ManyParameters(groups=3, members=4, seconds=1.0, generators=2),
+    ),
+    Workload(
+        "longest",
+        "W3 with one who talks, in texts as long as they may be.",
+        group.run,
+        full=group.Parameters(senders=1, window=1, seconds=5.0, text_bytes=10_000),
+        quick=group.Parameters(senders=1, window=1, seconds=2.0, text_bytes=10_000),
+        brief=group.Parameters(members=6, senders=1, window=1, seconds=1.0, text_bytes=10_000),
     ),
     Workload(
         "w7",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -17,9 +19,15 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from loadtest import __main__ as commands
-from loadtest import append, frames, group, pairs, promises, result, verification
-from loadtest.plan import Heard
-from loadtest.result import Result
+from loadtest import append, director, frames, group, pairs, promises, result, specification, verification
+from loadtest.crew import Lasts, Metronome
+from loadtest.devices import Talker
+from loadtest.latencies import Latencies
+from loadtest.people import Member
+from loadtest.plan import Heard, Party, Plan
+from loadtest.result import Report, Result
+from loadtest.sockets import Connection
+from loadtest.specification import Verdict
 from loadtest.target import Broken, Target
 from loadtest.workloads import WORKLOADS, Workload
 from tests.house import Server, serving, settings_for
@@ -66,7 +74,6 @@ async def test_a_workload_runs_for_two_seconds_and_keeps_every_promise(
 ) -> None:
     async with serving(settings_for(database_url, redis_url)) as server:
         told = await _run(server, workload, workload.brief)
-    assert told.workload == workload.name
     assert told.figures
     file = tmp_path / "told.json"
     result.write(result.Report({}, [told]), file)
@@ -137,3 +144,114 @@ def test_echo_tells_its_figures_in_a_table_and_as_json(tmp_path: Path) -> None:
 async def test_a_log_that_is_made_to_be_verified_has_nothing_wrong(database_url: str) -> None:
     figures = await trio.to_thread.run_sync(partial(verification.measure, database_url, messages=10_000))
     assert figures["messages_per_s"] > 0
+
+
+# -- what is written ------------------------------------------------------------------------------------------------------
+
+
+def _result(workload: str, figures: dict[str, float], **parameters: float) -> Result:
+    arrivals = {"arrival": Latencies(Counter({1_500: 90, 20_000: 10}))}
+    seconds = result.timeline({0: Counter({1_500: 90}), 2: Counter({20_000: 10})})
+    return Result(workload, dict(parameters), figures, arrivals, seconds)
+
+
+def test_histograms_of_several_processes_are_added() -> None:
+    one, other = Latencies(Counter({1_000: 98})), Latencies(Counter({50_000: 2}))
+    one.add(Latencies.decode(other.encode()))
+    assert one.count == 100
+    assert one.percentile_ms(50) == pytest.approx(1.0, rel=0.001)
+    assert one.percentile_ms(99) == one.max_ms == pytest.approx(50.0, rel=0.001)
+
+
+def test_a_metronome_that_was_held_up_dates_every_text_by_when_it_was_due() -> None:
+    talker = Talker("c", "t", window=0, text_bytes=20)
+    beat = Metronome([(cast(Connection, None), talker)], interval_ns=10, begins_at_ns=100)
+    beat.ends_at_ns = 140
+    said = [frame for _, frame in beat.due(135)] + [frame for _, frame in beat.due(500)]
+    assert [int(frame[-23:-3]) for frame in said] == [100, 110, 120, 130]
+    assert list(beat.late_ns) == [35, 25, 15, 5]
+    assert beat.next_due_ns() > 500
+
+
+def test_a_text_counts_when_it_has_come_to_the_last_member() -> None:
+    lasts = Lasts(listeners=2)
+    for message_id, took_ns in ((1, 10), (2, 5), (1, 30), (2, 7)):
+        lasts.note(message_id, took_ns)
+    assert list(lasts.times_ns) == [30, 7]
+
+
+def test_seats_of_a_party_stay_together_where_there_are_parties_enough() -> None:
+    parties = [Party(f"c{number}", [Member("u", "t")] * 4, talkers=1) for number in range(3)]
+    plan = Plan("p", 1.0, 200, window=1)
+    assert [[seat.party for seat in share] for share in director._divided(parties, plan, 2)] == [[0] * 4 + [2] * 4, [1] * 4]
+    assert [len(share) for share in director._divided(parties[:1], plan, 2)] == [2, 2]
+    together = replace(plan, is_last_timed=True)
+    assert [len(share) for share in director._divided(parties[:1], together, 2)] == [4]
+
+
+def test_a_figure_that_is_missed_fails_and_one_that_was_not_measured_does_not_pass() -> None:
+    findings = {
+        (each.demand.section, each.demand.words): each.verdict
+        for each in specification.judge([_result("w2", {"at_100_p50_ms": 3.0, "at_100_p95_ms": 700.0})])
+    }
+    assert findings["14.2", "delivery P50 < 200 ms"] is Verdict.PASS
+    assert findings["14.2", "delivery P95 < 500 ms"] is Verdict.FAIL
+    assert findings["14.2", "delivery P99 < 1 s"] is Verdict.NOT_MEASURED
+    assert findings["1.2", "99 % availability"] is Verdict.NOT_MEASURED
+
+
+def test_what_the_specification_asks_for_is_looked_for_in_workloads_that_are_there() -> None:
+    # w4 and w8 may be left out of the list, never misspelt.
+    known = {workload.name for workload in WORKLOADS} | {"w4", "w8", "api"}
+    assert {source.workload for demand in specification.DEMANDS for source in demand.sources} <= known
+    assert all(demand.sources or demand.reason for demand in specification.DEMANDS)
+
+
+def test_all_writes_what_was_found_and_fails_where_a_figure_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(p95_ms: float) -> Workload[Any]:
+        return replace(named("w2"), run=lambda _target, _parameters: _result("w2", {"at_100_p95_ms": p95_ms}))
+
+    asked = ["all", "--only", "w2", "--url", "http://nowhere", "--results", str(tmp_path / "told")]
+    monkeypatch.setattr(commands, "WORKLOADS", (found(700.0),))
+    ran = CliRunner().invoke(commands.main, asked)
+    assert ran.exit_code == 1
+    assert "3 figures missed" in ran.output
+    page = (tmp_path / "told.md").read_text()
+    assert "| 14.2 | delivery P95 < 500 ms | 700 ms (w2) | FAIL |" in page
+    assert len(page.split("## The specification's figures")[1].splitlines()) == len(specification.DEMANDS) + 4
+    monkeypatch.setattr(commands, "WORKLOADS", (found(7.0),))
+    assert CliRunner().invoke(commands.main, asked).exit_code == 0
+    assert [each.workload for each in result.read(tmp_path / "told.json").results] == ["w2"]
+
+
+def test_a_workload_that_fails_is_told_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_target: Target, _parameters: Any) -> Result:
+        raise Broken("2 acknowledged texts are not stored")
+
+    good = replace(named("w3"), run=lambda _target, _parameters: _result("w3", {"arrived_per_s": 1.0}, members=50))
+    monkeypatch.setattr(commands, "WORKLOADS", (replace(named("w1"), run=breaks), good))
+    ran = CliRunner().invoke(commands.main, ["all", "--url", "http://nowhere", "--results", str(tmp_path / "told")])
+    assert ran.exit_code == 1
+    page = (tmp_path / "told.md").read_text()
+    assert "- w1: Broken: 2 acknowledged texts are not stored" in page
+    assert "| 1.2 | up to 50 participants per group | 50 (w3) | PASS |" in page
+
+
+def test_two_files_stand_side_by_side_and_other_work_is_told(tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "other.json"]
+    for file, rate, pairs_of in zip(files, (2_000.0, 3_000.0), (50, 40), strict=True):
+        result.write(Report({}, [_result("w1", {"acknowledged_per_s": rate}, pairs=pairs_of)]), file)
+    ran = CliRunner().invoke(commands.main, ["compare", *map(str, files)])
+    assert ran.exit_code == 0, ran.output
+    assert "acknowledged per s  2,000   3,000            1.50" in ran.output
+    assert "NOT THE SAME WORK" in ran.output
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_results_are_drawn(ending: str, tmp_path: Path) -> None:
+    file, drawn = tmp_path / "one.json", tmp_path / f"one.{ending}"
+    result.write(Report({}, [_result("w1", {}), Result("w4", {}, {"memory_kb": 1.0})]), file)
+    ran = CliRunner().invoke(commands.main, ["plot", str(file), str(drawn)])
+    assert ran.exit_code == 0, ran.output
+    assert drawn.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+    assert CliRunner().invoke(commands.main, ["plot", str(file), str(tmp_path / "one.what")]).exit_code == 2

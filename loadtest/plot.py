@@ -1,0 +1,81 @@
+"""Results drawn: of each workload its latency over time, and its distribution as a curve of percentiles.
+
+Rule: matplotlib draws to files alone (Agg), never to a window; the kind of file is its name's ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from loadtest.latencies import Latencies
+from loadtest.result import Moment, Result
+from loadtest.tables import shown, title
+
+ROW_INCHES: Final = (13.0, 4.4)
+# Where the curve is asked: the share that is slower, from all to one in a hundred thousand.
+SLOWER: Final = [10 ** (-step / 20) for step in range(101)]
+TICKS: Final = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
+LEAST_SLOWER_TO_SHOW: Final = 5
+# Not the server's.
+OWN: Final = "generator"
+
+
+def draw(results: Sequence[Result], file: Path) -> None:
+    """Those that have latencies. Raises ValueError for a kind of file that is not known."""
+    timed = [result for result in results if any(each.count for each in result.latencies.values())]
+    if not timed:
+        raise ValueError("no result has latencies to draw")
+    figure = Figure(figsize=(ROW_INCHES[0], ROW_INCHES[1] * len(timed)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(timed), 2, squeeze=False)
+    for result, (left, right) in zip(timed, grid, strict=True):
+        _draw_timeline(left, result.timeline, next(iter(result.latencies)).partition(" at ")[0])
+        _draw_distribution(right, result.latencies)
+        left.set_title(title(result), loc="left", fontsize=9)
+    figure.savefig(file, dpi=120)
+
+
+def _draw_timeline(axes: Axes, timeline: Sequence[Moment], what: str) -> None:
+    seconds = [moment.second for moment in timeline]
+    # One second is a point, not a line.
+    mark = "o" if len(seconds) < 3 else ""
+    for name, color in (("max", "#c8c8c8"), ("p99", "#d62728"), ("p95", "#ff7f0e"), ("p50", "#1f77b4")):
+        values = [getattr(moment, f"{name}_ms") for moment in timeline]
+        axes.plot(seconds, values, label=name, color=color, marker=mark, linewidth=1.4)
+    axes.set_xlabel("second of the run")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale(axes, what)
+    if timeline:
+        axes.legend(loc="upper left", ncols=4, fontsize=8)
+
+
+def _draw_distribution(axes: Axes, latencies: dict[str, Latencies]) -> None:
+    for name, each in latencies.items():
+        if each.count and not name.startswith(OWN):
+            # No further than where a few are slower: beyond that the curve is one text's.
+            asked = [slower for slower in SLOWER if slower * each.count >= LEAST_SLOWER_TO_SHOW] or [1.0]
+            axes.plot(asked, [each.percentile_ms(100 * (1 - slower)) for slower in asked], label=f"{name} ({each.count:,})")
+    axes.set_xscale("log")
+    axes.set_xlim(1.0, TICKS[-1])
+    axes.set_xticks(TICKS, [f"{100 * (1 - slower):g} %" for slower in TICKS])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("share that took no longer")
+    axes.set_title("distribution", loc="left", fontsize=9)
+    _scale(axes, "latency")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, title="texts, requests (how many)", title_fontsize=8)
+
+
+def _scale(axes: Axes, what: str) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: shown(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(f"{what}, ms")
+    axes.grid(visible=True, color="#e4e4e4")
