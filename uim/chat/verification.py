@@ -19,13 +19,13 @@ from uim.chat.indexer import block_of, full_runs
 from uim.model.folding import SEPARATOR, fold, signature_of
 from uim.store import mending, packing, verification
 from uim.store.invariants import CURSORS, SEARCH, WATERMARKS, Invariant
-from uim.store.log_invariants import BLOCKS, EPOCHS, LOG, SENDERS
+from uim.store.log_invariants import BLOCKS, EPOCHS, LOG, RECORDS, SENDERS
 from uim.store.packing import Due, Packed
 from uim.store.postgres import Connection, Deadlines, connect
 from uim.store.seat_invariants import CONVERSATIONS, DEVICES, FRIENDS, HIDDEN, RECEIPTS, SEATS, STAYS, USERS
 from uim.store.verification import Finding, Progress, StoredBlock
 
-WALKS: Final = (EPOCHS, LOG, SENDERS, USERS, CONVERSATIONS, SEATS, STAYS, RECEIPTS, DEVICES, FRIENDS, HIDDEN, BLOCKS)
+WALKS: Final = (RECORDS, EPOCHS, LOG, SENDERS, USERS, CONVERSATIONS, SEATS, STAYS, RECEIPTS, DEVICES, FRIENDS, HIDDEN, BLOCKS)
 HELD: Final = Invariant("search blocks hold what their entries say", "", "", SEARCH)
 PACK_AT_ONCE: Final = 2_000
 # More than these in one run are mended by the next.

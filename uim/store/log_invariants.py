@@ -91,11 +91,16 @@ LOG: Final = Walk(
             "concat('message ', e.message_id)",
         ),
         Invariant(
+            "what was not taken back says something",
+            "e.message_type = 'text' and e.deleted_at is null and not e.has_content",
+            "concat('message ', e.message_id)",
+        ),
+        Invariant(
             "every deletion has taken back a text of its conversation",
             """e.message_type = 'deletion' and not exists (
                 select from messages t where t.message_id = e.target and t.conversation_id = e.conversation_id
                     and t.message_id < e.message_id and t.message_type = 'text' and t.deleted_at is not null)
-                and coalesce(e.target, 0) > """ + HORIZON,
+                and coalesce(e.target > """ + HORIZON + ", true)",
             "concat('message ', e.message_id, ' of ', coalesce(e.target::text, 'nothing'))",
         ),
         Invariant(
@@ -111,6 +116,25 @@ LOG: Final = Walk(
                 select from participations s where s.conversation_id = e.conversation_id and s.user_id::text = e.event->>'user_id'
                     and s.left_message_id = e.message_id)""",
             "concat('message ', e.message_id, ' of user ', e.event->>'user_id', ' in conversation ', e.conversation_id)",
+        ),
+    ),
+)
+
+# Whatever asks one of these rows for something would find nothing wrong where the row itself is missing.
+RECORDS: Final = Walk(
+    "releases of the schema",
+    "schema_migrations",
+    "version",
+    1_000_000,
+    f"""e as materialized (
+        select (select count(*) from log_identity) as identities, (select count(*) from search_position) as positions,
+            (select count(*) from log_epochs) as epochs, {HEAD} as head
+    )""",
+    (
+        Invariant(
+            "the log says who it is, in which epoch, and how far it is packed",
+            "e.identities <> 1 or e.positions <> 1 or e.epochs = 0 and e.head > 0",
+            "concat('rows: ', e.identities, ' in log_identity, ', e.epochs, ' in log_epochs, ', e.positions, ' in search_position')",
         ),
     ),
 )
@@ -171,7 +195,7 @@ BLOCKS: Final = Walk(
     2_000,
     f"""e as materialized (
         select b.conversation_id, b.first_message_id, b.last_message_id, b.last_seq, b.message_ids, m.seq, {POSITION} as packed,
-            b.last_seq - cardinality(b.message_ids) as before_seq,
+            b.last_seq - cardinality(b.message_ids) as before_seq, b.newest_at, m.created_at,
             lag(b.last_seq) over (partition by b.conversation_id order by b.last_message_id) as previous_seq
         from search_blocks b
         left join messages m on m.message_id = b.last_message_id and m.conversation_id = b.conversation_id
@@ -183,7 +207,7 @@ BLOCKS: Final = Walk(
             """e.message_ids[1] is distinct from e.first_message_id
                 or e.message_ids[cardinality(e.message_ids)] is distinct from e.last_message_id
                 or e.seq is distinct from e.last_seq or e.before_seq < 0 or e.last_message_id > e.packed
-                or e.previous_seq <> e.before_seq""",
+                or e.previous_seq <> e.before_seq or e.newest_at <> e.created_at""",
             "concat('conversation ', e.conversation_id, ', block ', e.first_message_id, ' to ', e.last_message_id)",
             SEARCH,
         ),

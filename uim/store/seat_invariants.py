@@ -41,13 +41,15 @@ CONVERSATIONS: Final = Walk(
     (
         Invariant(
             "a conversation of two is of its pair",
-            "e.type = 'one_on_one' and (e.users <> e.pair or e.present <> 2 or e.created_by <> all(e.pair))",
-            "concat('conversation ', e.conversation_id, ' has ', cardinality(e.users), ' participants, ', e.present, ' present')",
+            "e.type = 'one_on_one' and (e.users <> e.pair or e.present <> 2 or e.created_by <> all(e.pair) or e.deleted_at is not null)",
+            "concat('conversation ', e.conversation_id, ' has ', cardinality(e.users), ' participants, ', e.present, ' present', "
+            "case when e.deleted_at is not null then ', and is deleted' end)",
         ),
         Invariant(
             "an account's own conversation is its own",
-            "e.type = 'self' and e.users <> array[e.created_by]",
-            "concat('conversation ', e.conversation_id, ' of user ', e.created_by)",
+            "e.type = 'self' and (e.users <> array[e.created_by] or e.deleted_at is not null)",
+            "concat('conversation ', e.conversation_id, ' of user ', e.created_by, "
+            "case when e.deleted_at is not null then ', deleted' end)",
         ),
         Invariant(
             f"a living group has one owner and 1 to {MAX_MEMBERS} members",
@@ -73,11 +75,17 @@ USERS: Final = Walk(
     "users",
     "user_id",
     10_000,
-    f"e as materialized (select u.user_id from users u where {in_range('u.user_id')})",
+    f"e as materialized (select u.* from users u where {in_range('u.user_id')})",
     (
         Invariant(
             "every user has the conversation of their account",
             "not exists (select from conversations c where c.created_by = e.user_id and c.type = 'self')",
+            "concat('user ', e.user_id)",
+        ),
+        Invariant(
+            "who is gone can sign in no more, and is not told of",
+            """e.deleted_at is not null and (e.email is not null or e.display_name is not null or e.password_hash <> '!'
+                or exists (select from logins l where l.user_id = e.user_id and l.ended_at is null))""",
             "concat('user ', e.user_id)",
         ),
     ),
