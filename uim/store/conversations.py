@@ -166,7 +166,7 @@ class _Member:
         shown = self.open if viewer_shows_reads and self.shows_reads else self.discreet
         if reads is not None and shown is self.open:
             shown = msgspec.structs.replace(shown, last_read_message_id=reads.get(shown.user_id, 0))
-        if (viewer_id, shown.user_id) in blocks:
+        if blocks and (viewer_id, shown.user_id) in blocks:
             # Across a block, either way, only the names.
             return msgspec.structs.replace(shown, avatar_url=None)
         return shown
@@ -175,8 +175,11 @@ class _Member:
 async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, list[_Member]]:
     cursor = await tx.execute(_MEMBERS, (conversation_ids,), binary=True, prepare=True)
     members: dict[UUID, list[_Member]] = {}
+    # Most of a group came at one moment, and to write a time costs as much as the rest of a participant.
+    moments: dict[datetime, str] = {}
     for row in await cursor.fetchall():
-        own = Participant(row[1], row[2], row[3], row[4], row[5], rfc3339(row[6]), row[7], row[8])
+        joined_at = moments.get(row[6]) or moments.setdefault(row[6], rfc3339(row[6]))
+        own = Participant(row[1], row[2], row[3], row[4], row[5], joined_at, row[7], row[8])
         shown = msgspec.structs.replace(own, last_read_message_id=row[9])
         discreet = msgspec.structs.replace(own, last_read_message_id=None)
         members.setdefault(row[0], []).append(_Member(row[10], own, shown, discreet))
