@@ -76,6 +76,8 @@ def kept(folder: Path, size: Size, tell: Tell) -> Iterator[Servers]:
     folder.chmod(0o755)
     made = folder / "made"
     if not made.exists():
+        if (folder / "data").exists():
+            raise Missing(f"{folder / 'data'} is not known to be whole: remove it, or keep the archive elsewhere")
         tell(_room(folder, size.messages), 0.0)
         with embedded_servers(folder / "data", postgres_settings=POSTGRES_SETTINGS) as servers:
             trio.run(migrations.migrate, servers.database_url)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from loadtest import group, lookups, pairs
+from loadtest import group, growth, lookups, pairs
 from loadtest.result import Result
 from loadtest.servers import LIMITS_OFF
 from loadtest.target import Target
@@ -88,6 +88,15 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=lookups.Parameters(),
         quick=lookups.Parameters(messages=200_000, asked=50),
         brief=lookups.Parameters(messages=10_000, users=200, people=20, asked=3),
+        brings_its_own=True,
+    ),
+    Workload(
+        "growth",
+        "W7's questions in turn to servers on logs of 10,000 messages and ten times as many each, by people who have as much in each.",
+        growth.run,
+        full=growth.Parameters(messages=1_000_000),
+        quick=growth.Parameters(messages=100_000, asked=30),
+        brief=growth.Parameters(messages=10_000, people=5, asked=3),
         brings_its_own=True,
     ),
 )

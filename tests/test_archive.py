@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from loadtest import archive
+from loadtest import archive, growth
 from loadtest.archive import Size
 from loadtest.target import Missing
 from uim.chat import verification
@@ -63,3 +63,23 @@ def test_nothing_is_begun_for_which_the_disk_has_no_room(tmp_path: Path) -> None
     with pytest.raises(Missing, match=r"need 1,02\d,\d\d\d\.\d GiB of disk"), archive.kept(tmp_path / "data", enormous, print):
         pass
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_folder_with_other_data_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(Missing, match="not known to be whole"), archive.kept(tmp_path, Size(MESSAGES, USERS), print):
+        pass
+    (tmp_path / "made").write_text("another\n")
+    with pytest.raises(Missing, match="has another archive"), archive.kept(tmp_path, Size(MESSAGES, USERS), print):
+        pass
+
+
+def test_growth_goes_by_tenths_and_from_the_smallest_to_the_largest() -> None:
+    assert growth.sizes(10_000_000) == [10_000, 100_000, 1_000_000, 10_000_000]
+    assert growth.sizes(10_000) == [10_000]
+    took = {10_000: {"list newest": [1_000_000, 3_000_000, 2_000_000]}, 100_000: {"list newest": [5_000_000]}}
+    assert growth._figures(took) == {
+        "list_newest_at_10000_p50_ms": 2.0,
+        "list_newest_at_100000_p50_ms": 5.0,
+        "list_newest_growth_share": 2.5,
+    }
