@@ -6,23 +6,25 @@ promise broken exits with 1.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import click
 import msgspec
 
-from loadtest import append, echo, plot, report, search, verification
+from loadtest import append, echo, report, search, verification
 from loadtest.machine import machine
 from loadtest.parameters import command_options
 from loadtest.result import Parameter, Report, Result, read, write
 from loadtest.servers import bare_echo, migrated_databases
 from loadtest.specification import Verdict
 from loadtest.suite import FAILURES, Place, run, run_all
-from loadtest.tables import aligned, comparison, terminal
+from loadtest.tables import comparison, terminal
 from loadtest.target import Missing
 from loadtest.workloads import WORKLOADS, Workload
 
@@ -116,8 +118,9 @@ def _all(
     found = run_all(chosen, Place(url, database_url), is_quick=quick)
     findings = report.write(found, {each.name: each.told for each in chosen}, results.with_suffix(".md"))
     _keep(found, results.with_suffix(".json"), plot_file)
-    rows = [(each.demand.section, each.demand.words, str(each.verdict), each.measured) for each in findings]
-    click.echo("\n".join(aligned(rows)) + f"\n\nwritten to {results.with_suffix('.md')} and .json")
+    for each in findings:
+        click.echo(f"{each.verdict:18}{each.demand.section:6}{each.demand.words}: {each.measured}")
+    click.echo(f"\nwritten to {results.with_suffix('.md')} and .json")
     missed = [each for each in findings if each.verdict is Verdict.FAIL]
     if missed or found.failed:
         sys.exit(f"{len(missed)} figures missed; failed: {', '.join(found.failed) or 'none'}")
@@ -142,7 +145,8 @@ def compare(first: Path, second: Path) -> None:
 @click.argument("results", type=READ)
 @click.argument("plot_file", type=WRITTEN, metavar="FILE")
 def plot_command(results: Path, plot_file: Path) -> None:
-    _keep(_report(results), None, plot_file)
+    _report(results)
+    _draw(results, plot_file)
 
 
 def _report(file: Path) -> Report:
@@ -156,10 +160,15 @@ def _keep(found: Report, json_file: Path | None, plot_file: Path | None) -> None
     if json_file is not None:
         write(found, json_file)
     if plot_file is not None:
-        try:
-            plot.draw(found.results, plot_file)
-        except ValueError as why:
-            raise click.UsageError(f"no plot: {why}") from why
+        with TemporaryDirectory() as folder:
+            write(found, Path(folder, "results.json"))
+            _draw(Path(folder, "results.json"), plot_file)
+
+
+def _draw(results: Path, plot_file: Path) -> None:
+    ran = subprocess.run([sys.executable, "-m", "loadtest.plot", str(results), str(plot_file)], check=False)
+    if ran.returncode:
+        raise click.ClickException("nothing was drawn")
 
 
 def _tell(workload: str, parameters: dict[str, Parameter], figures: Figures, json_file: Path | None) -> None:

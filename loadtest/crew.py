@@ -1,4 +1,5 @@
-"""One process of the generator: some of the run's devices on one loop, and the director's words by a pipe.
+"""`python -m loadtest.crew FD`: one process of the generator: some of the run's devices on one loop, and the director's
+words by a pipe.
 
 The steps are the director's: all live, talk from a given moment, settle, tell. Between them the loop goes on, for devices must
 confirm. Rule: it counts and never judges; and it ends when the director does.
@@ -6,10 +7,13 @@ confirm. Rule: it counts and never judges; and it ends when the director does.
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from math import ceil
 from multiprocessing.connection import Connection as Pipe
 from typing import Any, Final
@@ -223,12 +227,20 @@ def _plain(times: dict[str, dict[int, Counts]]) -> dict[str, dict[int, Counts]]:
     return {name: dict(by_second) for name, by_second in times.items()}
 
 
-def main(pipe: Pipe, websocket_url: str, plan: Plan, seats: list[Seat], share: tuple[int, int]) -> None:
-    """The process. The director gets what is wrong as an exception."""
+def main(pipe: Pipe) -> None:
+    """The process, its orders first. The director gets what is wrong as an exception."""
+    # Ctrl-C is the director's, who ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        websocket_url, plan, seats, share = pipe.recv()
         Crew(pipe, plan, seats, share).run(websocket_url)
     except EOFError:
         # The director has gone.
         pass
     except (Broken, Torn, OSError) as why:
-        pipe.send(Broken(f"{type(why).__name__}: {why}"))
+        with suppress(OSError):
+            pipe.send(Broken(f"{type(why).__name__}: {why}"))
+
+
+if __name__ == "__main__":
+    main(Pipe(int(sys.argv[1])))

@@ -6,14 +6,15 @@ Rule: a run whose acknowledged texts are not all stored and not all arrived, eac
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing import connection as pipes
-from multiprocessing import get_context
 from multiprocessing.connection import Connection as Pipe
-from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from loadtest import crew, promises
@@ -68,31 +69,30 @@ class _Crews:
         self._target = target
         self._plan = plan
         self._seats = sum(map(len, shares))
-        self._processes: list[SpawnProcess] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Pipe] = []
-        # Spawned, not forked: this process may have threads.
-        context = get_context("spawn")
         for number, seats in enumerate(shares):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, target.websocket_url, plan, seats, (number, len(shares)))
-            process = context.Process(target=crew.main, args=arguments, daemon=True)
-            process.start()
+            ours, theirs = socket.socketpair()
+            # Not by multiprocessing, which has each process import all that its parent did.
+            command = [sys.executable, "-m", "loadtest.crew", str(theirs.fileno())]
+            self._processes.append(subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL))
             # Open here too, its end would never be noticed.
             theirs.close()
-            self._processes.append(process)
-            self._pipes.append(ours)
+            self._pipes.append(Pipe(ours.detach()))
+            self._pipes[-1].send((target.websocket_url, plan, seats, (number, len(shares))))
 
     def __enter__(self) -> _Crews:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(LEAVE_WITHIN_S)
-            if process.is_alive():
+            try:
+                process.wait(0.0 if error else LEAVE_WITHIN_S)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
+                process.wait()
 
     def await_live(self) -> None:
         with bar("connect", self._seats, "devices") as shown:

@@ -39,7 +39,8 @@ class Api:
 
     def __init__(self, url: str, token: str | None = None) -> None:
         parts = urlsplit(url)
-        self._http = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port or 80, timeout=ANSWER_WITHIN_S)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._http = kind(parts.hostname or "127.0.0.1", parts.port, timeout=ANSWER_WITHIN_S)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
     def close(self) -> None:

@@ -1,10 +1,11 @@
-"""Results drawn: of each workload its latency over time, and its distribution as a curve of percentiles.
+"""`python -m loadtest.plot RESULTS.json FILE`: of each workload its latency over time, and its distribution by percentile.
 
-Rule: matplotlib draws to files alone (Agg), never to a window; the kind of file is its name's ending.
+Rule: a process of its own, for matplotlib takes long to import; it draws to files alone (Agg), whose kind is their name's ending.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from loadtest.latencies import Latencies
-from loadtest.result import Moment, Result
+from loadtest.result import Moment, Result, read
 from loadtest.tables import shown, title
 
 ROW_INCHES: Final = (13.0, 4.4)
@@ -79,3 +80,10 @@ def _scale(axes: Axes, what: str) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(f"{what}, ms")
     axes.grid(visible=True, color="#e4e4e4")
+
+
+if __name__ == "__main__":
+    try:
+        draw(read(Path(sys.argv[1])).results, Path(sys.argv[2]))
+    except ValueError as why:
+        sys.exit(f"no plot: {why}")

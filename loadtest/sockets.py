@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import selectors
 import socket
+import ssl
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable
@@ -55,16 +56,22 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._connections: list[Connection] = []
+        self._tls: ssl.SSLContext | None = None
 
     def connect(self, url: str, peer: Peer, *, token: str | None = None) -> Connection:
-        """Open a WebSocket (ws://…) and give it to `peer`. Raises Torn if the server refuses, OSError if it isn't there."""
-        sock, received = _upgraded(url, token)
+        """Open a WebSocket (ws:// or wss://) and give it to `peer`. Raises Torn if the server refuses, OSError if it isn't there."""
+        if self._tls is None and url.startswith("wss:"):
+            self._tls = ssl.create_default_context()
+        sock, received = _upgraded(url, token, self._tls)
         sock.setblocking(False)
         connection = Connection(sock, peer, received)
         self._connections.append(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
         if received:
             self._take(connection, b"", time.monotonic_ns())
+        if isinstance(sock, ssl.SSLSocket):
+            # What TLS has read already no selector tells.
+            self._serve(connection, selectors.EVENT_READ)
         # Those before it have been told things meanwhile, and have a second to confirm them.
         self._serve_ready(0.0)
         return connection
@@ -114,10 +121,7 @@ class Loop:
     def _serve(self, connection: Connection, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             self._send(connection, b"")
-        if events & selectors.EVENT_READ:
-            data = connection.sock.recv(RECEIVE_BYTES)
-            if not data:
-                raise Torn("the server hung up")
+        if events & selectors.EVENT_READ and (data := _read(connection.sock)):
             self._take(connection, data, time.monotonic_ns())
 
     def _take(self, connection: Connection, data: bytes, now_ns: int) -> None:
@@ -129,7 +133,7 @@ class Loop:
         waiting = connection.to_send + said
         try:
             sent = connection.sock.send(waiting)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         was_full, connection.to_send = bool(connection.to_send), waiting[sent:]
         if bool(connection.to_send) != was_full:
@@ -137,11 +141,27 @@ class Loop:
             self._selector.modify(connection.sock, wanted, connection)
 
 
-def _upgraded(url: str, token: str | None) -> tuple[socket.socket, bytes]:
+def _read(sock: socket.socket) -> bytes:
+    """All that is there; nothing where TLS had only words of its own. Raises Torn at the end."""
+    try:
+        data = sock.recv(RECEIVE_BYTES)
+        if not data:
+            raise Torn("the server hung up")
+        while isinstance(sock, ssl.SSLSocket) and sock.pending():
+            data += sock.recv(RECEIVE_BYTES)
+    except ssl.SSLWantReadError:
+        return b""
+    return data
+
+
+def _upgraded(url: str, token: str | None, tls: ssl.SSLContext | None) -> tuple[socket.socket, bytes]:
     """A socket after the upgrade, and what the server has said already."""
     parts = urlsplit(url)
-    sock = socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 80), timeout=CONNECT_WITHIN_S)
+    host, port = parts.hostname or "127.0.0.1", parts.port or (443 if tls else 80)
+    sock = socket.create_connection((host, port), timeout=CONNECT_WITHIN_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if tls is not None:
+        sock = tls.wrap_socket(sock, server_hostname=host)
     lines = [
         f"GET {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
         f"Host: {parts.netloc}",
