@@ -66,9 +66,10 @@ def _command(workload: Workload[Any]) -> click.Command:
         url: str | None, database_url: str | None, json_file: Path | None, plot_file: Path | None, ceilings: bool, **parameters: Any
     ) -> None:
         chosen = replace(workload.full, **parameters)
-        result = run(workload, chosen, Place(url, database_url), with_ceilings=ceilings)
-        click.echo(terminal(result))
-        _keep(Report(machine(url), [result]), json_file, plot_file)
+        found = Report(machine(url), [])
+        found.results.append(run(workload, chosen, Place(url, database_url), with_ceilings=ceilings))
+        click.echo(terminal(found.results[0]))
+        _keep(found, json_file, plot_file)
 
     ceilings = click.Option(["--ceilings"], is_flag=True, help="Measure before what the machine can do, and give shares of it.")
     options: list[click.Parameter] = [*command_options(workload.full), URL, DATABASE_URL, JSON, PLOT, ceilings]

@@ -12,7 +12,7 @@ import sys
 import time
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import ceil
 from multiprocessing.connection import Connection as Pipe
@@ -31,6 +31,8 @@ WARM_UP_S: Final = 1.0
 ASK_EVERY_S: Final = 0.02
 SECOND_NS: Final = 1_000_000_000
 NEVER_NS: Final = 2**63
+# The WebSocket's URL, the plan, this process's seats; its number, and how many processes there are.
+Orders = tuple[str, Plan, list[Seat], tuple[int, int]]
 
 
 class Lasts:
@@ -213,7 +215,7 @@ class Crew:
 
         self._settle(lambda: not any(lacks(seat, device) for seat, device in self._seats), "texts")
 
-    def _settle(self, until: Any, what: str) -> None:
+    def _settle(self, until: Callable[[], bool], what: str) -> None:
         if not self._loop.run(seconds=SETTLE_WITHIN_S, until=until):
             raise Broken(f"{what} were missing {SETTLE_WITHIN_S:g} s after the last text")
 

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from multiprocessing import connection as pipes
 from multiprocessing.connection import Connection as Pipe
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from loadtest import crew, promises
 from loadtest.latencies import Counts, Latencies
@@ -26,14 +27,16 @@ from loadtest.target import Broken, Target
 
 # From the director's word to the first text: it has to reach every process.
 BEGIN_AFTER_S: Final = 0.3
-LEAVE_WITHIN_S: Final = 5.0
 LOOK_EVERY_S: Final = 0.2
 
 
 def perform(workload: str, target: Target, parties: Sequence[Party], plan: Plan, parameters: Any) -> Result:
     """`parameters`: the workload's; `generators` of them is how many processes. Raises Broken."""
-    with _Crews(target, plan, _divided(parties, plan, parameters.generators)) as crews:
-        crews.await_live()
+    shares = _divided(parties, plan, parameters.generators)
+    with ExitStack() as stack:
+        orders = [(target.websocket_url, plan, seats, (number, len(shares))) for number, seats in enumerate(shares)]
+        crews = _Crews([stack.enter_context(_crew(each)) for each in orders], target, plan)
+        crews.await_live(sum(map(len, shares)))
         paces, server_s = crews.talk()
         told = crews.settle()
     heard = [device for each in told for device in each.heard]
@@ -62,43 +65,36 @@ def _divided(parties: Sequence[Party], plan: Plan, generators: int) -> list[list
     return [share for share in shares if share]
 
 
+@contextmanager
+def _crew(orders: crew.Orders) -> Iterator[Pipe]:
+    """A process of the generator, and the way to talk with it. Left, it is gone: it has nothing to lose."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # Not by multiprocessing, which has each process import all that its parent did.
+        command = [sys.executable, "-m", "loadtest.crew", str(theirs.fileno())]
+        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+    with Pipe(ours.detach()) as pipe:
+        try:
+            pipe.send(orders)
+            yield pipe
+        finally:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True, slots=True)
 class _Crews:
-    """The processes, each with its pipe. Left, they are gone."""
+    """All of them, in step."""
 
-    def __init__(self, target: Target, plan: Plan, shares: list[list[Seat]]) -> None:
-        self._target = target
-        self._plan = plan
-        self._seats = sum(map(len, shares))
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._pipes: list[Pipe] = []
-        for number, seats in enumerate(shares):
-            ours, theirs = socket.socketpair()
-            # Not by multiprocessing, which has each process import all that its parent did.
-            command = [sys.executable, "-m", "loadtest.crew", str(theirs.fileno())]
-            self._processes.append(subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL))
-            # Open here too, its end would never be noticed.
-            theirs.close()
-            self._pipes.append(Pipe(ours.detach()))
-            self._pipes[-1].send((target.websocket_url, plan, seats, (number, len(shares))))
+    pipes: list[Pipe]
+    target: Target
+    plan: Plan
 
-    def __enter__(self) -> _Crews:
-        return self
-
-    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            try:
-                process.wait(0.0 if error else LEAVE_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def await_live(self) -> None:
-        with bar("connect", self._seats, "devices") as shown:
-            waiting = list(self._pipes)
+    def await_live(self, seats: int) -> None:
+        with bar("connect", seats, "devices") as shown:
+            waiting = list(self.pipes)
             while waiting:
-                for pipe in self._readable(waiting):
+                for pipe in cast(list[Pipe], pipes.wait(waiting)):
                     word = _received(pipe)
                     if word == "live":
                         waiting.remove(pipe)
@@ -109,16 +105,16 @@ class _Crews:
         """What each saw; and the processor time that the server had meanwhile, if it is known."""
         begins_at_s = time.monotonic() + BEGIN_AFTER_S
         self._tell(int(begins_at_s * 1e9))
-        measured_from_s = begins_at_s + min(crew.WARM_UP_S, self._plan.seconds)
-        with bar("talk", self._plan.seconds, "s") as shown:
-            time.sleep(measured_from_s - time.monotonic())
-            server_s = self._target.processor_s()
-            while (left_s := measured_from_s + self._plan.seconds - time.monotonic()) > 0:
+        measured_from_s = begins_at_s + min(crew.WARM_UP_S, self.plan.seconds)
+        with bar("talk", self.plan.seconds, "s") as shown:
+            time.sleep(max(0.0, measured_from_s - time.monotonic()))
+            server_s = self.target.processor_s()
+            while (left_s := measured_from_s + self.plan.seconds - time.monotonic()) > 0:
                 time.sleep(min(left_s, LOOK_EVERY_S))
-                shown.update(min(time.monotonic() - measured_from_s, self._plan.seconds) - shown.n)
-                if self._readable(self._pipes, 0.0):
+                shown.update(min(time.monotonic() - measured_from_s, self.plan.seconds) - shown.n)
+                if pipes.wait(self.pipes, 0.0):
                     break
-            spent_s = self._target.processor_s()
+            spent_s = self.target.processor_s()
         paces = self._answers()
         return paces, None if server_s is None or spent_s is None else spent_s - server_s
 
@@ -132,14 +128,11 @@ class _Crews:
         return told
 
     def _tell(self, word: Any) -> None:
-        for pipe in self._pipes:
+        for pipe in self.pipes:
             pipe.send(word)
 
     def _answers(self) -> list[Any]:
-        return [_received(pipe) for pipe in self._pipes]
-
-    def _readable(self, waiting: list[Pipe], within_s: float | None = None) -> list[Any]:
-        return pipes.wait(waiting, within_s)
+        return [_received(pipe) for pipe in self.pipes]
 
 
 def _received(pipe: Pipe) -> Any:

@@ -23,6 +23,8 @@ def machine(url: str | None = None) -> dict[str, str]:
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "processors": f"{os.cpu_count()} {_processor()}".strip(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        # What else it did: figures of a machine that was busy are worth little.
+        "load average at the start": f"{os.getloadavg()[0]:.1f}",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "uim": _commit(),

@@ -18,7 +18,7 @@ from loadtest.progress import bar
 from loadtest.target import Broken, Target
 
 STORED = """select conversation_id::text, message_id from messages
-    where conversation_id = any(%s::uuid[]) and message_type = 'text' order by conversation_id, message_id"""
+    where conversation_id = any(%s::uuid[]) and message_type = 'text' order by conversation_id, seq"""
 
 
 def check(target: Target, parties: Sequence[Party], heard: Sequence[Heard]) -> dict[str, float]:
@@ -58,7 +58,7 @@ def stored_ids(target: Target, parties: Sequence[Party]) -> list[list[int]]:
 
 def check_party(devices: Sequence[Heard], stored: list[int]) -> None:
     if stored != sorted(set(stored)):
-        raise Broken("sync gave an entry twice, or out of order")
+        raise Broken("an entry is stored twice, or out of order")
     acknowledged = {message_id for device in devices for message_id in device.acknowledged}
     if acknowledged != set(stored):
         lost, unasked = len(acknowledged - set(stored)), len(set(stored) - acknowledged)

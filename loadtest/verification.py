@@ -14,6 +14,7 @@ import psycopg
 import trio
 
 from uim.chat import indexer, verification
+from uim.store import epochs
 from uim.store.postgres import connect
 
 GROUPS: Final = 1_000
@@ -75,6 +76,8 @@ def measure(database_url: str, *, messages: int) -> dict[str, float]:
 
 async def _measure(database_url: str, messages: int) -> dict[str, float]:
     async with await connect(database_url, name="load") as tx:
+        # As a server does at its start, for a log without an epoch is wrong.
+        await epochs.settle(tx)
         while await indexer.step(tx):
             await trio.lowlevel.checkpoint()
         await tx.execute("vacuum analyze search_blocks")

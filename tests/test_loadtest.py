@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from array import array
 from collections import Counter
 from dataclasses import replace
@@ -142,6 +143,14 @@ def _heard(*, acknowledged: list[int], arrived: list[int]) -> list[Heard]:
 def test_a_broken_promise_gives_no_figures(acknowledged: list[int], arrived: list[int], stored: list[int], why: str) -> None:
     with pytest.raises(Broken, match=why):
         promises.check_party(_heard(acknowledged=acknowledged, arrived=arrived), stored)
+
+
+def test_a_run_whose_generator_cannot_go_on_says_why() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed_soon:
+        target = Target(f"http://127.0.0.1:{closed_soon.getsockname()[1]}")
+    parties = [Party("c", [Member("u", "t"), Member("v", "t")], talkers=1)]
+    with pytest.raises(Broken, match="ConnectionRefusedError"):
+        director.perform("w1", target, parties, Plan("w1", 1.0, 200, window=1), pairs.Parameters())
 
 
 def test_texts_are_appended_by_log_append_alone(database_url: str) -> None:
