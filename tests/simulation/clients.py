@@ -85,10 +85,15 @@ class Device:
         return self.cursor if self.chance.random() < 0.6 else None
 
     def lose_store(self) -> None:
-        """All that was received is gone; what is still to be sent is kept. Whoever calls this tells the server at once."""
+        """All that was received is gone; what is still to be sent is kept. Whoever calls this tells the server at once.
+
+        What is queued is still to be sent, for a device that trusts in it too: the connection that said it gets no more than the ack.
+        """
         self.note("loses its store")
         self.had.clear()
-        self.said = set(self.outbox)
+        texts = self.world.observer.texts.values()
+        queued = {text.client_id for text in texts if text.device is self and text.is_trusted and text.verdict == "open"}
+        self.said = set(self.outbox) | queued
         self.start = self.excused = self.cursor = 0
         self.life += 1
 

@@ -38,6 +38,7 @@ from uim.store.postgres import USUAL, Deadlines
 
 SETTLE_WITHIN_S = 150.0
 CLOSE_WITHIN_S = 120.0
+AGAIN_LOOKS = 25
 KEY = JwtKey("simulation", b"k" * 32)
 
 # What devices do, and how often among all that they do.
@@ -434,13 +435,13 @@ class World:
         before, connection.lowest_in_batches = connection.confirmed_ever, SKIP_TO
         self.devices[0].say(2)
         await trio.sleep(6.0)
-        # A line that is never idle has the second copy later.
-        for _ in range(10):
-            if not self._came_once(connection, above=before):
+        # A line that is never idle has the second copy later, and the fourth and fifth resend wait for 8 and 16 s more.
+        for _ in range(AGAIN_LOOKS):
+            once = self._came_once(connection, above=before)
+            if not once:
                 break
             await trio.sleep(2.0)
         else:
-            once = self._came_once(connection, above=before)
             self.observer.breaks("AGAIN", f"{connection} has never confirmed {once}, and it came only once")
         device.confirming = "at once"
         connection.wake.set()
