@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 import pytest
 import trio
+import trio_websocket
 
 from tests.faults.proxy import Proxy, postgres_proxy
 from tests.house import PASSWORD, Device, Person, Server, serving, settings_for
@@ -189,6 +191,28 @@ async def test_a_login_that_had_ended_waits_for_nothing(scene: Scene) -> None:
     scene.back()
     await device.closing(Cut.LOGIN_ENDED)
     assert device.frames == []
+
+
+async def test_by_its_token_alone_nobody_takes_the_place_of_a_device(scene: Scene) -> None:
+    """Or whoever holds the token of a login that has ended could send its user's device away, which does not come back by itself."""
+    on_tablet = await scene.server.login(scene.bob.username, "tablet")
+    await scene.bob.call("DELETE", f"/api/auth/sessions/{on_tablet.login_id}", expect=204)
+    # As a process that has not heard of it, for it began only just now.
+    scene.server.house.logins._living.clear()
+    scene.server.house.logins._ended.clear()
+    scene.proxy.refuse()
+    with pytest.raises(trio_websocket.ConnectionRejected) as refused:
+        await on_tablet.open("phone", last_sync_id=0)
+    assert refused.value.status_code == 503
+    await scene.phone.roundtrip()
+    # Its own device, with a token that this process knows, does.
+    scene.back()
+    await scene.bob.get("/api/users/me")
+    scene.proxy.refuse()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(scene.bob.connect, "phone", last_sync_id=0))
+        await scene.phone.closing(Cut.REPLACED)
+        scene.back()
 
 
 async def test_receipts_wait_and_are_stored_and_told_when_the_database_is_back(scene: Scene) -> None:

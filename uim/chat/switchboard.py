@@ -66,6 +66,9 @@ class Switchboard:
     def is_here(self, user_id: UUID) -> bool:
         return user_id in self._by_user
 
+    def is_connected(self, user_id: UUID, device_id: str) -> bool:
+        return device_id in self._by_user.get(user_id, {})
+
     def all(self) -> list[Outbox]:
         return [outbox for devices in self._by_user.values() for outbox in devices.values()]
 

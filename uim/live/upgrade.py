@@ -111,8 +111,11 @@ class WebSocketFront:
         with ExitStack() as unless_let_in:
             turn = unless_let_in.enter_context(await self._arrivals.turn(claims.user_id))
             caller = await self._house.logins.trust(claims)
-            if not (hello.device_id or caller.device_id):
+            device_id = hello.device_id or caller.device_id
+            if not device_id:
                 raise unavailable()  # which device this is only the database knows
+            if not caller.device_id and self._house.switchboard.is_connected(claims.user_id, device_id):
+                raise unavailable()  # by its token alone nobody takes another's place: its login may have ended
             self._check_room()
             await request.accept(subprotocol=_subprotocol(request))
             unless_let_in.pop_all()
