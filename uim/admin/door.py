@@ -76,13 +76,13 @@ class _Door:
             self._visitors -= 1
 
     async def _talk(self, stream: trio.SocketStream) -> None:
-        answer: object = Unanswered("too many questions at once")
-        if self._visitors <= MAX_CONNECTIONS:
-            with trio.move_on_after(ASK_WITHIN_S) as patience:
-                line = await _read_line(stream)
-            if patience.cancelled_caught:
-                return
-            answer = await self._answer(line)
+        # Read first in any case: who is hung up on with words on the way may never see the answer.
+        with trio.move_on_after(ASK_WITHIN_S) as patience:
+            line = await _read_line(stream)
+        if patience.cancelled_caught:
+            return
+        is_one_too_many = self._visitors > MAX_CONNECTIONS
+        answer = Unanswered("too many questions at once") if is_one_too_many else await self._answer(line)
         data = msgspec.json.encode(answer)
         if len(data) > MAX_ANSWER_BYTES:
             data = msgspec.json.encode(Unanswered("the answer is too long: ask for less of it"))
