@@ -22,7 +22,7 @@ from loadtest.machine import machine
 from loadtest.parameters import command_options
 from loadtest.result import Parameter, Report, Result, read, write
 from loadtest.servers import bare_echo, migrated_databases
-from loadtest.specification import Verdict
+from loadtest.specification import Verdict, judge
 from loadtest.suite import FAILURES, Place, run, run_all
 from loadtest.tables import comparison, terminal
 from loadtest.target import Missing
@@ -116,9 +116,16 @@ def _all(
     quick: bool, only: str, url: str | None, database_url: str | None, results: Path, plot_file: Path | None
 ) -> None:
     chosen = _chosen(only)
-    found = run_all(chosen, Place(url, database_url), is_quick=quick)
-    findings = report.write(found, {each.name: each.told for each in chosen}, results.with_suffix(".md"))
-    _keep(found, results.with_suffix(".json"), plot_file)
+    results.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(so_far: Report) -> None:
+        report.write(so_far, {each.name: each.told for each in chosen}, results.with_suffix(".md"))
+        write(so_far, results.with_suffix(".json"))
+
+    found = run_all(chosen, Place(url, database_url), keep, is_quick=quick)
+    findings = judge(found.results)
+    if plot_file is not None:
+        _draw(results.with_suffix(".json"), plot_file)
     for each in findings:
         click.echo(f"{each.verdict:18}{each.demand.section:6}{each.demand.words}: {each.measured}")
     click.echo(f"\nwritten to {results.with_suffix('.md')} and .json")

@@ -13,16 +13,14 @@ from loadtest.specification import Finding, judge
 from loadtest.tables import markdown, markdown_table
 
 
-def write(report: Report, told: dict[str, str], file: Path) -> list[Finding]:
-    """`told`: of each workload, in words, what it does. Gives the findings that stand at the end."""
-    findings = judge(report.results)
+def write(report: Report, told: dict[str, str], file: Path) -> None:
+    """`told`: of each workload, in words, what it does."""
     lines = ["# Load: what was measured", "", *_machine(report)]
     for result in report.results:
         lines += ["", f"## {result.workload}", "", told.get(result.workload, ""), "", *markdown(result)]
     lines += _gone_wrong(report)
-    lines += ["", "## The specification's figures", "", *specification_table(findings), ""]
+    lines += ["", "## The specification's figures", "", *specification_table(judge(report.results)), ""]
     file.write_text("\n".join(lines))
-    return findings
 
 
 def specification_table(findings: Sequence[Finding]) -> list[str]:

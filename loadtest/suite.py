@@ -6,7 +6,7 @@ with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -56,8 +56,10 @@ def run(workload: Workload[Any], parameters: Any, place: Place, *, with_ceilings
     return result
 
 
-def run_all(workloads: Sequence[Workload[Any]], place: Place, *, is_quick: bool) -> Report:
-    """Each is printed when it is done."""
+def run_all(
+    workloads: Sequence[Workload[Any]], place: Place, keep: Callable[[Report], None], *, is_quick: bool
+) -> Report:
+    """Each is printed when it is done, and all until then are kept: the whole takes long."""
     report = Report(machine(place.url), [])
     for workload in workloads:
         parameters = workload.quick if is_quick else workload.full
@@ -71,4 +73,5 @@ def run_all(workloads: Sequence[Workload[Any]], place: Place, *, is_quick: bool)
         else:
             report.results.append(result)
             click.echo(terminal(result) + "\n")
+        keep(report)
     return report

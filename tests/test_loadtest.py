@@ -239,17 +239,17 @@ def test_all_writes_what_was_found_and_fails_where_a_figure_is_missed(tmp_path: 
     def found(p95_ms: float) -> Workload[Any]:
         return replace(named("w2"), run=lambda _target, _parameters: _result("w2", {"at_100_p95_ms": p95_ms}))
 
-    asked = ["all", "--only", "w2", "--url", "http://nowhere", "--results", str(tmp_path / "told")]
+    asked = ["all", "--only", "w2", "--url", "http://nowhere", "--results", str(tmp_path / "new" / "told")]
     monkeypatch.setattr(commands, "WORKLOADS", (found(700.0),))
     ran = CliRunner().invoke(commands.main, asked)
     assert ran.exit_code == 1
     assert "3 figures missed" in ran.output
-    page = (tmp_path / "told.md").read_text()
+    page = (tmp_path / "new" / "told.md").read_text()
     assert "| 14.2 | delivery P95 < 500 ms | 700 ms (w2) | FAIL |" in page
     assert len(page.split("## The specification's figures")[1].splitlines()) == len(specification.DEMANDS) + 4
     monkeypatch.setattr(commands, "WORKLOADS", (found(7.0),))
     assert CliRunner().invoke(commands.main, asked).exit_code == 0
-    assert [each.workload for each in result.read(tmp_path / "told.json").results] == ["w2"]
+    assert [each.workload for each in result.read(tmp_path / "new" / "told.json").results] == ["w2"]
 
 
 def test_a_workload_that_fails_is_told_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
