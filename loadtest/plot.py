@@ -68,7 +68,7 @@ def _draw_distribution(axes: Axes, latencies: dict[str, Latencies]) -> None:
     axes.set_xticks(TICKS, [f"{100 * (1 - slower):g} %" for slower in TICKS])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("share that took no longer")
-    axes.set_title("distribution", loc="left", fontsize=9)
+    axes.set_title("distribution", loc="right", fontsize=9)
     _scale(axes, "latency")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, title="texts, requests (how many)", title_fontsize=8)
 

@@ -84,18 +84,18 @@ class Loop:
         next_tick = time.monotonic()
         while True:
             now = time.monotonic()
-            if now >= next_tick:
+            if now >= next_tick or now >= ends_at:
                 next_tick = now + TICK_S
                 self._tick()
                 if until():
                     return True
                 if now >= ends_at:
                     return False
-            wake_at = next_tick
+            wake_at = min(next_tick, ends_at)
             if schedule is not None:
                 for connection, said in schedule.due(time.monotonic_ns()):
                     self._send(connection, said)
-                wake_at = min(next_tick, schedule.next_due_ns() / 1e9)
+                wake_at = min(wake_at, schedule.next_due_ns() / 1e9)
                 # A selector waits for whole milliseconds; this waits for microseconds until there is something to select.
                 select.select([self._selector], [], [], max(0.0, wake_at - time.monotonic()))
                 wake_at = 0.0
