@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ import trio
 
 from loadtest.people import Api
 from loadtest.target import Target
+from uim.cli.binding import BACKLOG
 from uim.cli.embedded import Servers, embedded_servers
 from uim.store import migrations
 
@@ -59,24 +61,40 @@ def whole_server(settings: Mapping[str, str] = LIMITS_OFF) -> Iterator[Target]:
 @contextmanager
 def server_on(servers: Servers, settings: Mapping[str, str] = LIMITS_OFF) -> Iterator[Target]:
     """The same on databases that the run itself looks into."""
-    with _listening() as public, _listening() as operations:
-        settings = dict(settings) | {
-            "UIM_BIND": f"fd://{public.fileno()}",
-            "UIM_OPERATIONS_BIND": f"fd://{operations.fileno()}",
-            "UIM_DATABASE_URL": servers.database_url,
-            "UIM_REDIS_URL": servers.redis_url,
-            "UIM_JWT_KEYS": f"load:{secrets.token_hex(32)}",
-            "UIM_LOG_LEVEL": "WARN",
-        }
-        url = f"http://127.0.0.1:{public.getsockname()[1]}"
+    secret = secrets.token_hex(32)
+    given = dict(settings) | {
+        "UIM_DATABASE_URL": servers.database_url,
+        "UIM_REDIS_URL": servers.redis_url,
+        "UIM_JWT_KEYS": f"load:{secret}",
+        "UIM_LOG_LEVEL": "WARN",
+    }
+    with ExitStack() as running:
+
+        def start(port: int = 0) -> Target:
+            return replace(running.enter_context(_serving(given, port)), signing_key=("load", secret.encode()), restart=restart)
+
+        def restart() -> Target:
+            running.close()
+            return start(target.port)
+
+        target = start()
+        yield target
+
+
+@contextmanager
+def _serving(settings: Mapping[str, str], port: int) -> Iterator[Target]:
+    """`uim serve`, ready, on that port."""
+    with _listening(port) as public, _listening() as operations:
+        binds = {"UIM_BIND": f"fd://{public.fileno()}", "UIM_OPERATIONS_BIND": f"fd://{operations.fileno()}"}
+        url, operations_url = (f"http://127.0.0.1:{each.getsockname()[1]}" for each in (public, operations))
         handed_over = (public.fileno(), operations.fileno())
-        with _process(["-m", "uim", "serve"], settings, handed_over) as pid:
+        with _process(["-m", "uim", "serve"], dict(settings) | binds, handed_over) as pid:
             # Were it open here too, a client of a server that ended would wait instead of being refused.
             public.close()
             with closing(Api(url)) as api:
                 api.call("GET", "/health/ready")
             click.echo(f"uim serve is process {pid}, at {url}", err=True)
-            yield Target(url, pid, servers.database_url)
+            yield Target(url, pid, settings["UIM_DATABASE_URL"], operations_url)
 
 
 @contextmanager
@@ -86,8 +104,8 @@ def bare_echo() -> Iterator[str]:
         yield f"ws://127.0.0.1:{listening.getsockname()[1]}/"
 
 
-def _listening() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=512)
+def _listening(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
 
 
 @contextmanager

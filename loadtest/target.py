@@ -7,8 +7,14 @@ workload that cannot go without says so by `Missing`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+METRICS_WITHIN_S: Final = 5.0
 
 
 class Broken(Exception):
@@ -21,15 +27,27 @@ class Missing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`pid`: the server's process, if it is on this machine. `database_url`: its PostgreSQL, if a run may look into it."""
+    """`pid`: the server's process, if it is on this machine. `database_url`: its PostgreSQL, if a run may look into it.
+
+    Of a server that was started for the run alone: `operations_url`, where its metrics are; `signing_key`, (kid, secret) of its
+    tokens; `restart()` ends it as an operator does and gives the one that has its place.
+    """
 
     url: str
     pid: int | None = None
     database_url: str | None = None
+    operations_url: str | None = None
+    signing_key: tuple[str, bytes] | None = field(default=None, repr=False)
+    restart: Callable[[], Target] | None = None
 
     @property
     def websocket_url(self) -> str:
         return self.url.replace("http", "ws", 1) + "/ws"
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
 
     def processor_s(self) -> float | None:
         """Seconds of processor time that its process has had."""
@@ -45,3 +63,15 @@ class Target:
             return None
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+
+    def open_files(self) -> int | None:
+        """Descriptors that its process has open."""
+        return None if self.pid is None else len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def metric(self, name: str) -> float | None:
+        """A plain one of its metrics, if they can be read."""
+        if self.operations_url is None:
+            return None
+        with urlopen(f"{self.operations_url}/metrics", timeout=METRICS_WITHIN_S) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(line.split()[1]) for line in lines if line.startswith(f"{name} ")), None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from loadtest import group, growth, lookups, pairs
+from loadtest import group, growth, idle, lookups, pairs
 from loadtest.result import Result
 from loadtest.servers import LIMITS_OFF
 from loadtest.target import Target
@@ -80,6 +80,15 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=group.Parameters(senders=1, window=1, seconds=5.0, text_bytes=10_000),
         quick=group.Parameters(senders=1, window=1, seconds=2.0, text_bytes=10_000),
         brief=group.Parameters(members=6, senders=1, window=1, seconds=1.0, text_bytes=10_000),
+    ),
+    Workload(
+        "w4",
+        "Many who are connected and say nothing. KB and processor time of each in the server, and how fast they come.",
+        idle.run,
+        full=idle.Parameters(),
+        quick=idle.Parameters(connections=1_000, steps="", idle_s=5.0),
+        brief=idle.Parameters(connections=20, steps="5", idle_s=0.3),
+        settings={**LIMITS_OFF, "UIM_MAX_CONNECTIONS": "20000"},
     ),
     Workload(
         "w7",

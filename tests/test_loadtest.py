@@ -66,7 +66,8 @@ def test_a_closing_frame_ends_the_run() -> None:
 
 async def _run(server: Server, workload: Workload[Any], parameters: Any) -> Result:
     # The generator blocks, as befits it; here it has a thread, and the server under load is this process.
-    target = Target(server.url, os.getpid(), server.house.settings.database_url)
+    key = server.house.settings.jwt_keys[0]
+    target = Target(server.url, os.getpid(), server.house.settings.database_url, server.operations_url, (key.kid, key.secret))
     return await trio.to_thread.run_sync(workload.run, target, parameters)
 
 
@@ -229,8 +230,8 @@ def test_a_figure_that_is_missed_fails_and_one_that_was_not_measured_does_not_pa
 
 
 def test_what_the_specification_asks_for_is_looked_for_in_workloads_that_are_there() -> None:
-    # w4 and w8 may be left out of the list, never misspelt.
-    known = {workload.name for workload in WORKLOADS} | {"w4", "w8", "api"}
+    # w8 may be left out of the list, never misspelt.
+    known = {workload.name for workload in WORKLOADS} | {"w8", "api"}
     assert {source.workload for demand in specification.DEMANDS for source in demand.sources} <= known
     assert all(demand.sources or demand.reason for demand in specification.DEMANDS)
 
