@@ -53,6 +53,7 @@ class Device:
     offline_until: float = 0.0
     connection: Connection | None = None
     last_to_arrive: Connection | None = None
+    older: list[Connection] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def __str__(self) -> str:
@@ -70,6 +71,7 @@ class Device:
             while not self.world.over:
                 if self.offline_until > trio.current_time():
                     await trio.sleep_until(self.offline_until)
+                self.older = [each for each in (*self.older, self.connection) if each is not None and each.is_open]
                 connection = self.connection = Connection(self, next(self._numbers))
                 connections.start_soon(connection.run)
                 await connection.superseded.wait()
@@ -96,6 +98,13 @@ class Device:
         self.said = set(self.outbox) | queued
         self.start = self.excused = self.cursor = 0
         self.life += 1
+
+    def not_replaced(self) -> list[Connection]:
+        """Older ones that a server still holds, though the newest is ready; what fell silent cannot be told."""
+        newest = self.connection
+        if newest is None or not newest.is_ready or newest is not self.last_to_arrive:
+            return []
+        return [each for each in self.older if each.is_open and each.is_ready and not each.is_unreachable]
 
     def may_be_silent(self) -> bool:
         """Whether nothing but its own silence would keep it from confirming."""
@@ -159,6 +168,7 @@ class Connection:
         self.is_ready = False
         self.is_live = False
         self.is_open = True
+        self.is_unreachable = False
         self.superseded = trio.Event()
         self.wake = trio.Event()
         self.position = 0
@@ -327,6 +337,7 @@ class Connection:
             self.note("falls silent: a hole in the network")
             assert self._end is not None
             self._end.fall_silent()
+            self.is_unreachable = True
             self.superseded.set()
         elif action == "leave":
             self.note("leaves")

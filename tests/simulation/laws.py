@@ -8,7 +8,7 @@ GAP     a position that a device is told is complete
 LEAK    nothing is seen from outside a stay
 LOSS    in the end every device has all that it is owed, as it was said; and what was queued is in the log
 CURSOR  a stored cursor moves only forward, but for a rewind, and never past what its device has
-NEWEST  of a device's connections only an older one is replaced
+NEWEST  of a device's connections only an older one is replaced, and in the end each of them is
 MARK    a watermark moves only forward, never past what the user has, and is told only once it is stored
 AGAIN   what a device does not confirm comes again
 STUCK   when the faults have stopped everything settles

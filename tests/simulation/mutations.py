@@ -22,8 +22,10 @@ from uim.chat.catchup import CatchUp
 from uim.chat.outbox import Outbox
 from uim.chat.receipts import Receipts
 from uim.chat.spool import Spool
+from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.chat.writer import Writer
+from uim.live.session import Session
 from uim.store import cursors, messages, offline
 from uim.store.cursors import Move
 from uim.store.messages import Outcome, Page
@@ -216,7 +218,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the ring is taken for long enough",
-        frozenset({"GAP", "LOSS"}),
+        frozenset({"GAP", "LOSS", "CURSOR"}),
         lambda: edited(Tailer, "since", ("if not self.ring or self.ring[0].message_id > position + 1:", "if not self.ring:")),
     ),
     Mutation(
@@ -226,11 +228,31 @@ MUTATIONS = [
             CatchUp, "_push", ("None if batch.full else self._tailer.since(batch.position, outbox.user_id)", "None if batch.full else []")
         ),
     ),
+    Mutation(
+        "the ring is read without its stays",
+        frozenset({"LEAK"}),
+        lambda: edited(Tailer, "since", ("if membership.sees(user_id, entry.message_id):", "if True:")),
+    ),
+    Mutation(
+        "what the bus does not bring is not looked for",
+        frozenset({"LOSS", "STUCK", "GAP"}),
+        lambda: edited(Tailer, "_poll", ("if head > self.position and self.position + 1 not in self._pending:", "if False:")),
+    ),
+    Mutation(
+        "a PONG tells where the log is, not where the connection is",
+        frozenset({"GAP", "CURSOR"}),
+        lambda: edited(Session, "position", (" if self.outbox.live else self.outbox.sent", "")),
+    ),
     Mutation("the head comes from another snapshot than the page", frozenset({"GAP", "CURSOR"}), _takes_the_head_from_another_snapshot),
     Mutation(
         "a live connection takes ids that it was sent already",
         frozenset({"ORDER"}),
         lambda: edited(Outbox, "offer", (" or entry.message_id <= self.sent:", ":")),
+    ),
+    Mutation(
+        "what a user's other device has said is taken for this one's own",
+        frozenset({"GAP", "CURSOR", "LOSS"}),
+        lambda: edited(Outbox, "offer", ("if entry.origin == self.session_id:", "if entry.sender_id == self.user_id:")),
     ),
     Mutation(
         "a full outbox drops an entry",
@@ -251,6 +273,11 @@ MUTATIONS = [
         "SYNC_REQUEST keeps what was confirmed before",
         frozenset({"GAP", "ORDER", "LOSS"}),
         lambda: keeping(Outbox, "start_at", "confirmed"),
+    ),
+    Mutation(
+        "a batch whose answer was lost goes to the end of the line",
+        frozenset({"ORDER"}),
+        lambda: edited(Writer, "_append", ("line.extendleft(reversed(batch))", "line.extend(batch)")),
     ),
     Mutation("queued is answered before it is on disk", frozenset({"LOSS"}), _queues_without_a_disk),
     Mutation("the spool forgets what is not yet committed", frozenset({"LOSS", "ORDER"}), _forgets_what_it_keeps),
@@ -275,6 +302,16 @@ MUTATIONS = [
         lambda: patch.object(memberships, "JOINS", frozenset()),
     ),
     Mutation(
+        "what a connect or a skip passes is not delivered",
+        frozenset({"MARK"}),
+        lambda: edited(Receipts, "open_cursor", ("if opened.at > opened.was:", "if False:")),
+    ),
+    Mutation(
+        "what could not be stored in an outage is forgotten",
+        frozenset({"MARK", "STUCK"}),
+        lambda: edited(Receipts, "flush", ("            self._keep(marks, moves)\n", "            self._keep({}, moves)\n")),
+    ),
+    Mutation(
         "a cursor is stored before its receipts",
         frozenset({"MARK", "STUCK"}),
         lambda: edited(
@@ -288,6 +325,11 @@ MUTATIONS = [
         lambda: edited(Receipts, "confirmed", ("self.keep_cursor(outbox, message_id)", "self.keep_cursor(outbox, outbox.sent)")),
     ),
     Mutation("a replaced connection still moves the cursor", frozenset({"CURSOR"}), _moves_a_replaced_cursor),
+    Mutation(
+        "a connection that was replaced in another process lives on",
+        frozenset({"NEWEST"}),
+        lambda: edited(Switchboard, "cut_older", ("0 < outbox.connection_no < connection_no", "False")),
+    ),
     Mutation("a connect that comes too late opens all the same", frozenset({"NEWEST", "CURSOR"}), _lets_the_later_open_win),
     Mutation("a device without a position starts at the head", frozenset({"CURSOR", "MARK", "LOSS"}), _opens_at_the_head),
 ]  # fmt: skip

@@ -39,6 +39,7 @@ from uim.store.postgres import USUAL, Deadlines
 SETTLE_WITHIN_S = 150.0
 CLOSE_WITHIN_S = 120.0
 AGAIN_LOOKS = 25
+REPLACED_LOOKS = 15
 KEY = JwtKey("simulation", b"k" * 32)
 
 # What devices do, and how often among all that they do.
@@ -471,7 +472,18 @@ class World:
                 await trio.sleep(1.0)
                 if not self.observer.unsettled():
                     break
+        await self._older_ones_go()
         self.observer.check_the_end()
+
+    async def _older_ones_go(self) -> None:
+        """What a device has replaced is ended by its server, soon: also where the newer connection is another process's."""
+        left: list[Connection] = []
+        for _ in range(REPLACED_LOOKS):
+            left = [each for device in self.devices for each in device.not_replaced()]
+            if not left:
+                return
+            await trio.sleep(1.0)
+        self.observer.breaks("NEWEST", f"{', '.join(map(str, left))}: replaced long ago, and still open")
 
     async def _all_gone(self) -> None:
         """Once all clients have gone, each process has the tasks of its rooms and no others."""
