@@ -17,7 +17,6 @@ from uim.live.arrivals import (
     RETURNS_PER_S,
     Arrivals,
     OverCapacity,
-    at_once,
 )
 
 pytestmark = pytest.mark.timeout(20)
@@ -143,8 +142,3 @@ async def test_once_those_sent_away_have_come_back_there_is_room_again(autojump_
 async def test_the_words_of_a_closing_frame_are_those_of_the_protocol(autojump_clock: trio.testing.MockClock) -> None:
     name, _, value = arrivals().words().partition("=")
     assert name == "retry_after_ms" and 1_000 <= int(value) <= 5_000
-
-
-@pytest.mark.parametrize(("pool", "opening"), [(1, 1), (2, 1), (10, 8), (100, 80)])
-def test_opening_leaves_some_of_the_pool_to_others(pool: int, opening: int) -> None:
-    assert at_once(pool) == opening

@@ -101,8 +101,8 @@ async def test_every_hot_query_reads_by_index_and_little(log: Log, database_url:
         "a page near the head": (lambda tx: messages.page_after(tx, user_id=alice, after=ENTRIES - 500, limit=100), 400),
         # Of each conversation a few ids are looked at: that is the price of one cursor for all of them.
         "a page from the beginning": (lambda tx: messages.page_after(tx, user_id=alice, after=0, limit=100), 8 * own_groups + 300),
-        "how many are behind": (lambda tx: messages.count_after(tx, user_id=alice, after=ENTRIES - 500, limit=10_000), 60),
-        "how many are far behind": (lambda tx: messages.count_after(tx, user_id=alice, after=0, limit=10_000), 101 * own_groups),
+        "how many are behind": (lambda tx: messages.count_after(tx, [(alice, ENTRIES - 500)], limit=10_000), 60),
+        "how many are far behind": (lambda tx: messages.count_after(tx, [(alice, 0)], limit=10_000), 101 * own_groups),
         "the tailer's read": (lambda tx: messages.entries_after(tx, ENTRIES - 10, 1_000), 20),
         "history down": (lambda tx: history.entries_down(tx, user_id=alice, conversation_id=group, below=middle, limit=50), 50),
         "history up": (lambda tx: history.entries_up(tx, user_id=alice, conversation_id=group, above=middle, limit=50), 50),
@@ -113,9 +113,9 @@ async def test_every_hot_query_reads_by_index_and_little(log: Log, database_url:
             lambda tx: conversations.listed(tx, user_id=alice, changed_since=None, below=None, limit=50),
             2 * own_groups,
         ),
-        "a connect": (lambda tx: cursors.open_cursor(tx, user_id=alice, device_id="phone", asked=None), 2),
+        "a connect": (lambda tx: cursors.open_cursors(tx, [cursors.Opening(alice, "phone", None)]), 2),
         "what a skip delivers": (
-            lambda tx: receipts.newest_between(tx, user_id=alice, after=ENTRIES - 500, up_to=ENTRIES), 2 * own_groups,
+            lambda tx: receipts.newest_between(tx, [(alice, ENTRIES - 500, ENTRIES)]), 2 * own_groups,
         ),
         "a receipt": (lambda tx: receipts.advance(tx, {(group, alice): (middle, middle)}), 240),
         "a verb's key": (lambda tx: messages.has_server_key(tx, uuid4()), 1),

@@ -72,7 +72,7 @@ class Process:
             outbox.is_ready = outbox.live = True
             self._attached.enter_context(self.switchboard.attached(outbox))
             self.outboxes[user_id] = outbox
-            await self.blocks.learn(cast(Connection, NoRows()), user_id)
+            await self.blocks.learn(cast(Connection, NoRows()), [user_id])
 
     def say(self, is_typing: bool, *, user_id: UUID = ALICE, room: UUID = ROOM, members: Sequence[UUID] = ALL) -> None:
         self.typing.said(user_id=user_id, conversation_id=room, is_typing=is_typing, members=members)
@@ -192,7 +192,7 @@ class OldRows(NoRows):
 
 async def test_a_block_that_the_log_tells_while_blocks_are_loaded_is_kept() -> None:
     process = Process()
-    await process.blocks.learn(cast(Connection, OldRows(process.blocks)), ALICE)
+    await process.blocks.learn(cast(Connection, OldRows(process.blocks)), [ALICE])
     assert process.blocks.apart(ALICE, BOB) and process.blocks.apart(BOB, ALICE)
 
 
@@ -200,7 +200,7 @@ async def test_who_is_not_connected_any_more_is_forgotten() -> None:
     process = Process()
     await process.connect(BOB)
     for _ in range(KEEP_AT_LEAST):
-        await process.blocks.learn(cast(Connection, NoRows()), uuid4())
+        await process.blocks.learn(cast(Connection, NoRows()), [uuid4()])
     assert len(process.blocks._known) < KEEP_AT_LEAST and not process.blocks.apart(ALICE, BOB)
 
 

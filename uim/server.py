@@ -55,7 +55,7 @@ from uim.chat.house import House, build_house
 from uim.chat.passwords import Passwords
 from uim.config import Settings
 from uim.errors import Cut
-from uim.live.arrivals import Arrivals, at_once
+from uim.live.arrivals import Arrivals
 from uim.live.upgrade import WebSocketFront
 from uim.log import get_logger
 from uim.metrics import Metrics
@@ -154,9 +154,7 @@ async def serve(
     """
     house = build_house(settings, log_id=await _log_id(settings.database_url), passwords=passwords or Passwords())
     admission = Admission(trusted_proxies=settings.trusted_proxies)
-    arrivals = Arrivals(
-        at_once=at_once(settings.database_pool), per_user=settings.devices_per_user, randomness=random.Random()
-    )
+    arrivals = Arrivals(per_user=settings.devices_per_user, randomness=random.Random())
     metrics = _metrics(house, admission, arrivals, stop)
     checkup = Checkup(postgresql=house.pool.probe, redis=house.link.probe, disk=Path.cwd())
     http = HttpFront(_public_app(house, admission, metrics, checkup, stop))
@@ -168,7 +166,7 @@ async def serve(
             await tree.start(desk.run, house, admin_socket)
         await tree.start(house.link.run)
         await tree.start(house.epochs.run)
-        for room in (house.bus, house.writer, house.tailer, house.receipts, house.announcements, house.profiles):
+        for room in (house.bus, house.writer, house.tailer, house.receipts, house.connects, house.announcements, house.profiles):
             # By the room's own name, for two of them run the same function.
             await tree.start(room.run, name=f"{type(room).__module__}.{type(room).__name__}.run")
         await tree.start(redelivery.run, house.switchboard)

@@ -21,6 +21,7 @@ Rule: a broken law is noted, with the history up to there; nothing is raised int
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -101,7 +102,7 @@ class Observer:
         self.tables = after
         for at in range(before.last_id + 1, after.last_id + 1):
             self._new_row(process, before, after, at)
-        if "move" in what or "open_cursor" in what:
+        if "move" in what or "open_cursors" in what:
             self._cursors(what, before, after)
         if "advance" in what:
             self._watermarks(before, after)
@@ -127,7 +128,7 @@ class Observer:
                 continue
             device = self.devices[key]
             if was is None or cursor.connection_no != was.connection_no:
-                self._opened(device, _asked(what), cursor.at)
+                self._opened(device, _asked(what, *key), cursor.at)
             elif cursor.at < was.at:
                 self.breaks("CURSOR", f"{device} was at {was.at} and was moved back to {cursor.at}")
             self._has_all(device, cursor.at)
@@ -285,7 +286,7 @@ class Observer:
             said[text.on[0]] = at
 
 
-def _asked(what: str) -> int | None:
-    """The last_sync_id of the opening that a commit tells of."""
-    said = what.partition("open_cursor:")[2].split()[0]
+def _asked(what: str, user_id: UUID, device_id: str) -> int | None:
+    """The last_sync_id of that device's opening, of those that a commit tells of."""
+    said = re.split(r"[,\s]", what.partition(f"{user_id}/{device_id}=")[2], maxsplit=1)[0]
     return None if said == "None" else int(said)

@@ -19,6 +19,7 @@ from tests.simulation.broker import Link
 from tests.simulation.database import Connection, now
 from uim.chat import memberships
 from uim.chat.catchup import CatchUp
+from uim.chat.connects import Connects
 from uim.chat.outbox import Outbox
 from uim.chat.receipts import Receipts
 from uim.chat.spool import Spool
@@ -27,7 +28,7 @@ from uim.chat.tailer import Tailer
 from uim.chat.writer import Writer
 from uim.live.session import Session
 from uim.store import cursors, messages, offline
-from uim.store.cursors import Move
+from uim.store.cursors import Move, Opening
 from uim.store.messages import Outcome, Page
 
 
@@ -155,24 +156,20 @@ def _moves_a_replaced_cursor() -> Iterator[None]:
 
 @contextmanager
 def _lets_the_later_open_win() -> Iterator[None]:
-    async def open_cursor(tx: Connection, *, opener: Any = None, **rest: Any) -> Any:
-        return await store.open_cursor(tx, **rest)
+    async def open_cursors(tx: Connection, openings: Sequence[Opening]) -> Any:
+        return await store.open_cursors(tx, [replace(opening, opener=None) for opening in openings])
 
-    with stood_in(cursors, open_cursor=open_cursor):
+    with stood_in(cursors, open_cursors=open_cursors):
         yield
 
 
 @contextmanager
 def _opens_at_the_head() -> Iterator[None]:
-    async def open_cursor(tx: Connection, *, asked: int | None, **rest: Any) -> Any:
-        def act(tables: Any) -> Any:
-            # What least() does with null.
-            wish = tables.last_id if asked is None else asked
-            return tables.open_cursor(asked=wish, now=now(), **{"opener": None, **rest})
+    async def open_cursors(tx: Connection, openings: Sequence[Opening]) -> Any:
+        # What least() does with null.
+        return await store.open_cursors(tx, openings, lambda tables, asked: tables.last_id if asked is None else asked)
 
-        return await tx.change(f"open_cursor:{asked}", act)
-
-    with stood_in(cursors, open_cursor=open_cursor):
+    with stood_in(cursors, open_cursors=open_cursors):
         yield
 
 
@@ -243,7 +240,11 @@ MUTATIONS = [
         frozenset({"GAP", "CURSOR"}),
         lambda: edited(Session, "position", (" if self.outbox.live else self.outbox.sent", "")),
     ),
-    Mutation("the head comes from another snapshot than the page", frozenset({"GAP", "CURSOR"}), _takes_the_head_from_another_snapshot),
+    Mutation(
+        "the head comes from another snapshot than the page",
+        frozenset({"GAP", "CURSOR", "ORDER"}),
+        _takes_the_head_from_another_snapshot,
+    ),
     Mutation(
         "a live connection takes ids that it was sent already",
         frozenset({"ORDER"}),
@@ -304,7 +305,7 @@ MUTATIONS = [
     Mutation(
         "what a connect or a skip passes is not delivered",
         frozenset({"MARK"}),
-        lambda: edited(Receipts, "open_cursor", ("if opened.at > opened.was:", "if False:")),
+        lambda: edited(Connects, "_deliver_passed", ("if not spans:", "if True:")),
     ),
     Mutation(
         "what could not be stored in an outage is forgotten",

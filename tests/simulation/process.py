@@ -21,7 +21,7 @@ from uim.admission import Peer
 from uim.chat import redelivery
 from uim.chat.house import House, build_house
 from uim.listener import ByteStream, Deadlines
-from uim.live.arrivals import Arrivals, at_once
+from uim.live.arrivals import Arrivals
 from uim.live.upgrade import WebSocketFront
 
 if TYPE_CHECKING:
@@ -81,16 +81,14 @@ class Process:
     async def _start(self, tree: trio.Nursery) -> None:
         settings = self.world.settings(self.identity)
         house = self.house = build_house(settings, log_id=LOG_ID, passwords=None)  # type: ignore[arg-type]  # nobody signs in here
-        rooms: list[Any] = [house.link, house.bus, house.writer, house.tailer, house.receipts, house.announcements]
+        rooms: list[Any] = [house.link, house.bus, house.writer, house.tailer, house.receipts, house.connects, house.announcements]
         for room in rooms:
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)
         await tree.start(house.spool.run)
         await tree.start(house.typing.run)
         await tree.start(house.offline.run)
-        arrivals = Arrivals(
-            at_once=at_once(settings.database_pool), per_user=settings.devices_per_user, randomness=self.world.chance
-        )
+        arrivals = Arrivals(per_user=settings.devices_per_user, randomness=self.world.chance)
         self._front = WebSocketFront(house, arrivals=arrivals, on_signed_in=lambda *_: None, is_draining=lambda: False)
         self.rooms = self.tasks()
         self.is_serving = True

@@ -16,7 +16,7 @@ from uim.errors import UIMError
 from uim.model.conversation import ConversationView, Room
 from uim.model.message import Draft, Entry
 from uim.store import blocks, conversations, cursors, deletion, epochs, logins, messages, receipts, seats, spool, words
-from uim.store.cursors import Move, Opened, Opener, Overtaken
+from uim.store.cursors import Move, Opened, Opening, Overtaken
 from uim.store.logins import LiveLogin
 from uim.store.messages import Outcome, Page, Stays
 from uim.store.receipts import Advance
@@ -60,8 +60,11 @@ async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -
     return await tx.ask("page_after", lambda tables: tables.page_after(user_id=user_id, after=after, limit=limit))
 
 
-async def count_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> int:
-    return await tx.ask("count_after", lambda tables: tables.count_after(user_id=user_id, after=after, limit=limit))
+async def count_after(tx: Connection, positions: Sequence[tuple[UUID, int]], *, limit: int) -> list[int]:
+    return await tx.ask(
+        "count_after",
+        lambda tables: [tables.count_after(user_id=user_id, after=after, limit=limit) for user_id, after in positions],
+    )
 
 
 async def stays_of(tx: Connection, conversation_ids: Sequence[UUID]) -> dict[UUID, Stays]:
@@ -75,19 +78,27 @@ async def settle(tx: Connection, seen: epochs.Seen = epochs.UNSEEN) -> epochs.Ep
 # -- cursors and receipts ---------------------------------------------------------------------------------------------------
 
 
-async def open_cursor(
-    tx: Connection, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None = None
-) -> Opened:
-    opened = await tx.change(
-        f"open_cursor:{asked}",
+async def open_cursors(
+    tx: Connection, openings: Sequence[Opening], wish: Callable[[Any, int | None], int | None] = lambda tables, asked: asked
+) -> list[Opened | Overtaken | UIMError]:
+    """`wish`: what is made of the asked position, for whoever breaks that on purpose."""
+    in_order = sorted(openings, key=lambda one: (one.user_id, one.device_id))
+
+    def act(tables: Any) -> list[Any]:
         # As now() does in a transaction: the time of its beginning.
-        lambda tables: tables.open_cursor(user_id=user_id, device_id=device_id, asked=asked, opener=opener, now=tx.began_at or now()),
-    )
-    if opened is None:
-        raise UIMError("session_ended", "this account is no more")
-    if isinstance(opened, Overtaken):
-        raise opened
-    return opened
+        at = tx.began_at or now()
+        others = {one.user_id: tables.furthest(one.user_id) for one in in_order}
+        return [
+            tables.open_cursor(
+                user_id=one.user_id, device_id=one.device_id, asked=wish(tables, one.asked), opener=one.opener,
+                others=others[one.user_id], now=at,
+            )
+            for one in in_order
+        ]  # fmt: skip
+
+    asked = ",".join(f"{one.user_id}/{one.device_id}={one.asked}" for one in in_order)
+    outcomes = dict(zip(map(id, in_order), await tx.change(f"open_cursors:{asked}", act), strict=True))
+    return [outcomes[id(one)] or UIMError("session_ended", "this account is no more") for one in openings]
 
 
 async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
@@ -104,8 +115,15 @@ async def advance(tx: Connection, wanted: Mapping[tuple[UUID, UUID], tuple[int, 
     return await tx.change("advance", lambda tables: tables.advance(wanted, now()))
 
 
-async def newest_between(tx: Connection, *, user_id: UUID, after: int, up_to: int) -> dict[UUID, int]:
-    return await tx.ask("newest_between", lambda tables: tables.newest_between(user_id=user_id, after=after, up_to=up_to))
+async def newest_between(tx: Connection, spans: Sequence[tuple[UUID, int, int]]) -> dict[tuple[UUID, UUID], int]:
+    def act(tables: Any) -> dict[tuple[UUID, UUID], int]:
+        found: dict[tuple[UUID, UUID], int] = {}
+        for user_id, after, up_to in spans:
+            for conversation_id, at in tables.newest_between(user_id=user_id, after=after, up_to=up_to).items():
+                found[conversation_id, user_id] = max(at, found.get((conversation_id, user_id), 0))
+        return found
+
+    return await tx.ask("newest_between", act)
 
 
 # -- the bus's words, and the spool -----------------------------------------------------------------------------------------
@@ -163,13 +181,16 @@ async def hidden_of(tx: Connection, *, user_id: UUID, message_ids: Sequence[int]
     return await tx.ask("hidden_of", lambda tables: frozenset())  # nothing is hidden in these worlds
 
 
-async def around(tx: Connection, user_id: UUID) -> tuple[set[UUID], set[UUID]]:
+async def around(tx: Connection, user_ids: Collection[UUID]) -> dict[UUID, tuple[set[UUID], set[UUID]]]:
     return await tx.ask(
         "around",
-        lambda tables: (
-            {other for one, other in tables.blocks if one == user_id},
-            {one for one, other in tables.blocks if other == user_id},
-        ),
+        lambda tables: {
+            user_id: (
+                {other for one, other in tables.blocks if one == user_id},
+                {one for one, other in tables.blocks if other == user_id},
+            )
+            for user_id in user_ids
+        },
     )
 
 
@@ -275,7 +296,7 @@ STAND_INS: dict[ModuleType, dict[str, Function]] = {
         "entries_after": entries_after, "page_after": page_after, "count_after": count_after, "stays_of": stays_of,
     },
     epochs: {"settle": settle},
-    cursors: {"open_cursor": open_cursor, "move": move, "connected_since": connected_since},
+    cursors: {"open_cursors": open_cursors, "move": move, "connected_since": connected_since},
     receipts: {"advance": advance, "newest_between": newest_between},
     conversations: {"views": views, "views_of": views_of, "unread": unread, "is_member": is_member},
     deletion: {"hidden_of": hidden_of},

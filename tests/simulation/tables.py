@@ -223,14 +223,17 @@ class Tables:
 
     # -- cursors and receipts -----------------------------------------------------------------------------------------------
 
+    def furthest(self, user_id: UUID) -> int:
+        return max((cursor.at for (owner, _), cursor in self.cursors.items() if owner == user_id), default=0)
+
     def open_cursor(
-        self, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None, now: datetime
+        self, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None, others: int, now: datetime
     ) -> Opened | Overtaken | None:
+        """`others`: how far the user's devices had come before this statement."""
         if user_id not in self.users or self.users[user_id].deleted:
             return None
         wish = None if asked is None else min(asked, self.last_id)
         known = self.cursors.get((user_id, device_id))
-        others = max((cursor.at for (owner, _), cursor in self.cursors.items() if owner == user_id), default=0)
         session_id, waited_s = (opener.session_id, opener.waited_s) if opener is not None else (None, None)
         came_at = now - timedelta(seconds=waited_s or 0)
         if known is None:

@@ -129,7 +129,7 @@ class Player:
         user_id, after, limit = self.user, self.at, self.chance.choice((1, 3, 100))
         return [
             await messages.page_after(self.tx, user_id=user_id, after=after, limit=limit),
-            await messages.count_after(self.tx, user_id=user_id, after=after, limit=limit),
+            await messages.count_after(self.tx, [(user_id, after), (USERS[0], 0)], limit=limit),
             await messages.entries_after(self.tx, after, limit),
             await messages.head(self.tx),
         ]
@@ -140,19 +140,26 @@ class Player:
 
     # -- cursors and receipts -------------------------------------------------------------------------------------------------
 
-    async def do_open_cursor(self) -> object:
-        user_id, asked = self.user, self.chance.choice((None, 0, self.at, 10_000))
+    async def do_open_cursors(self) -> object:
+        devices = self.chance.sample([(user_id, device_id) for user_id in USERS for device_id in "ab"], self.chance.randint(1, 3))
         async with self.tx.transaction():
-            waited_s = self.chance.choice((None, 1_000.0, 2_000.0 - len(self.waited)))
-            opener = cursors.Opener(self.user, waited_s) if self.chance.random() < 0.8 else None
-            self.waited.append(waited_s)
-            try:
-                opened = await cursors.open_cursor(
-                    self.tx, user_id=user_id, device_id=self.chance.choice("ab"), asked=asked, opener=opener
-                )
-            except cursors.Overtaken:
-                return "overtaken"
-            return [opened, await receipts.newest_between(self.tx, user_id=user_id, after=opened.was, up_to=opened.at)]
+            sessions = self.chance.sample(USERS, len(devices))  # a session is one connection's
+            openings = [self._opening(*device, session_id) for device, session_id in zip(devices, sessions, strict=True)]
+            outcomes = await cursors.open_cursors(self.tx, openings)
+            spans = [
+                (opening.user_id, outcome.was, outcome.at)
+                for opening, outcome in zip(openings, outcomes, strict=True)
+                if isinstance(outcome, cursors.Opened)
+            ]
+            said = [outcome if isinstance(outcome, cursors.Opened) else type(outcome).__name__ for outcome in outcomes]
+            return [said, await receipts.newest_between(self.tx, spans)]
+
+    def _opening(self, user_id: UUID, device_id: str, session_id: UUID) -> cursors.Opening:
+        waited_s = self.chance.choice((None, 1_000.0, 2_000.0 - len(self.waited)))
+        replaced = tuple(self.chance.sample(USERS, self.chance.randint(0, 2)))
+        opener = cursors.Opener(session_id, waited_s, replaced) if self.chance.random() < 0.8 else None
+        self.waited.append(waited_s)
+        return cursors.Opening(user_id, device_id, self.chance.choice((None, 0, self.at, 10_000)), opener)
 
     async def do_move_cursors(self) -> object:
         moves = {
@@ -185,7 +192,7 @@ class Player:
             await seats.made_under(self.tx, user_id=USERS[0], client_conversation_id=UUID(int=GROUPS[0].int + 1000)),
             await seats.living(self.tx, [*USERS, UUID(int=1)]),
             await seats.blocks_between(self.tx, user_id, USERS),
-            await blocks.around(self.tx, user_id),
+            await blocks.around(self.tx, USERS),
         ]
 
     async def do_open_pair(self) -> object:

@@ -14,6 +14,7 @@ from quart import Response
 from uim.api.messages import Message
 from uim.api.routes import Routes
 from uim.chat.catchup import PAGE_ENTRIES
+from uim.chat.connects import Connect
 from uim.chat.house import House
 from uim.model.conversation import ConversationView
 from uim.model.person import Caller
@@ -48,7 +49,7 @@ def add_sync(routes: Routes, house: House) -> None:
 
 async def _confirm(house: House, caller: Caller, device_id: str, last_sync_id: int | None) -> int:
     """Open that device's cursor here, as a connect would: it confirms last_sync_id, or tells where the device is."""
-    opened = await house.receipts.open_cursor(user_id=caller.user_id, device_id=device_id, asked=last_sync_id)
+    opened = (await house.connects.begin(Connect(caller.user_id, device_id, last_sync_id))).opened
     house.switchboard.cut_older(caller.user_id, device_id, opened.connection_no)
     house.bus.replaced(caller.user_id, device_id, opened.connection_no)
     return opened.at

@@ -7,7 +7,7 @@ block is told to the blocker's own devices and to nobody else; where nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid4
@@ -124,17 +124,18 @@ class Blocks:
             return one in around.blocking or one in around.blocked_by
         return True
 
-    async def learn(self, tx: Connection, user_id: UUID) -> None:
-        """Know a user's blocks from now on; for each connection, before anything is passed on to it."""
+    async def learn(self, tx: Connection, user_ids: Collection[UUID]) -> None:
+        """Know these users' blocks from now on; for each connection, before anything is passed on to it."""
         loading = object()
         news: list[_Change] = []
         self._news[loading] = news
         try:
-            blocking, blocked_by = await blocks.around(tx, user_id)
+            found = await blocks.around(tx, user_ids)
         finally:
             del self._news[loading]
         self._forget_absent()
-        self._known[user_id] = _Around(blocking, blocked_by)
+        for user_id, (blocking, blocked_by) in found.items():
+            self._known[user_id] = _Around(blocking, blocked_by)
         for change in news:
             self._apply(change)
 

@@ -19,6 +19,7 @@ from uim.chat.blocks import Blocks
 from uim.chat.bus import Bus
 from uim.chat.callers import Origins
 from uim.chat.catchup import CatchUp
+from uim.chat.connects import Connects
 from uim.chat.conversations import Conversations
 from uim.chat.deletion import Deletion
 from uim.chat.epochs import Epochs
@@ -81,6 +82,7 @@ class House:
     offline: Offline
     catchup: CatchUp
     receipts: Receipts
+    connects: Connects
     announcements: Announcements
     logins: Logins
     accounts: Accounts
@@ -260,6 +262,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         offline=offline,
         catchup=CatchUp(pool, tailer, offline, turns),
         receipts=receipts,
+        connects=Connects(pool, bus, receipts, blocks),
         announcements=announcements,
         logins=logins,
         accounts=accounts,

@@ -203,37 +203,6 @@ class Receipts:
             self._own_reads.popitem(last=False)
         return True
 
-    # -- at a connect -----------------------------------------------------------------------------------------------------
-
-    async def open_cursor(
-        self, *, user_id: UUID, device_id: str, asked: int | None, session_id: UUID | None = None,
-        came_at: float | None = None, replaced: tuple[UUID, ...] = (),
-    ) -> cursors.Opened:
-        """Begin a connection of that device, which came at `came_at` (Trio's clock), or a rewind or skip (`asked`) of one that
-        has opened before (`came_at` None): raises connection_no. `replaced`: the sessions that it is known to have replaced.
-
-        What the cursor thereby passes counts as delivered, in the same transaction: nobody would deliver it again. Raises
-        UIMError `unavailable`, and cursors.Overtaken where the device has come again since. Cancelled, it may have happened.
-        """
-        advances: list[Advance] = []
-        kept: Kept | None = None
-        try:
-            async with self._pool.transaction() as tx:
-                waited_s = trio.current_time() - came_at if came_at is not None else None
-                opener = cursors.Opener(session_id, waited_s, replaced) if session_id is not None else None
-                opened = await cursors.open_cursor(tx, user_id=user_id, device_id=device_id, asked=asked, opener=opener)
-                if opened.at > opened.was:
-                    reached = await receipts.newest_between(tx, user_id=user_id, after=opened.was, up_to=opened.at)
-                    marks = {(conversation_id, user_id): (message_id, 0) for conversation_id, message_id in reached.items()}
-                    advances = await receipts.advance(tx, marks)
-                    kept = await self._bus.keep_receipts(tx, advances, {})
-        except BaseException:
-            self._bus.doubt(kept)
-            raise
-        self.tell(advances, {})
-        self._bus.say(kept)
-        return opened
-
     # -- over HTTP --------------------------------------------------------------------------------------------------------
 
     async def settled(self) -> None:

@@ -15,11 +15,10 @@ from uuid import UUID
 
 import trio
 
-# Of the pool's connections, so that whoever is here already finds one of the rest.
-SHARE_OF_POOL: Final = 0.8
-# A ceiling: a quicker machine, too, keeps its database for those who talk. Half above what one process opened on a core of its
-# own here, 250 to 300 a second at 3 to 4 ms of its time each.
-OPENINGS_PER_S: Final = 500.0
+# As many as one transaction takes (chat/connects.py).
+AT_ONCE: Final = 64
+# A ceiling: a quicker machine, too, keeps its database for those who talk.
+OPENINGS_PER_S: Final = 1_500.0
 # Who is sent away costs something too, and comes again. Seen on a machine four times too busy, with 6 s: 1,000 at once were live
 # after 11 s when all had their turn in time, after 30 s when half were sent away. Longer than this a client has no patience.
 WAIT_S: Final = 15.0
@@ -61,7 +60,7 @@ class Arrivals:
     def __init__(
         self,
         *,
-        at_once: int,
+        at_once: int = AT_ONCE,
         per_user: int,
         randomness: random.Random,
         per_s: float = OPENINGS_PER_S,
@@ -138,8 +137,3 @@ class Arrivals:
         if LEAST_RETURN_S + behind_s < RETURN_WITHIN_S:
             return self._randomness.uniform(LEAST_RETURN_S, RETURN_WITHIN_S)
         return min(LEAST_RETURN_S + behind_s, MOST_RETURN_S) * self._randomness.uniform(0.9, 1.1)
-
-
-def at_once(pool_size: int) -> int:
-    """How many sessions may be opening where the pool has so many connections."""
-    return max(1, int(pool_size * SHARE_OF_POOL))

@@ -15,6 +15,7 @@ import structlog
 import trio
 from trio_websocket import ConnectionClosed
 
+from uim.chat.connects import Begun, Connect
 from uim.chat.house import House
 from uim.chat.outbox import Outbox
 from uim.errors import Cut, UIMError
@@ -24,7 +25,7 @@ from uim.live.pacing import PRICES, REFUSED
 from uim.live.sockets import FrameStream, ServerSocket
 from uim.log import get_logger
 from uim.model.person import Caller
-from uim.store import cursors, messages
+from uim.store import cursors
 from uim.wire.codec import Malformed, Refused
 from uim.wire.frames import MAX_FRAME_IN_BYTES, ClientFrame, error_frame
 
@@ -34,12 +35,11 @@ LAST_WORDS_S: Final = 1.0
 MALFORMED_ALLOWED: Final = 2
 MALFORMED_WITHIN_S: Final = 60.0
 DATABASE_REST_S: Final = 0.5
-MAX_BEHIND: Final = 10_000
 
 log = get_logger(__name__)
 
-# From the position that the client asks for to its cursor, and how many entries are to come.
-Opening = Callable[[int | None], Awaitable[tuple[cursors.Opened, int]]]
+# From the position that the client asks for.
+Opening = Callable[[int | None], Awaitable[Begun]]
 
 
 class Session:
@@ -74,6 +74,8 @@ class Session:
         self._nursery: trio.Nursery | None = None
         self._catching_up: trio.CancelScope | None = None
         self._sync_request: str | None = None
+        # Known when the cursor was opened, of the catching up that follows it.
+        self._nothing_up_to: int | None = None
         # Before it stood in line: of two connections of a device the one that came later is the one in use.
         self._came_at = came_at
         self.heard_at = trio.current_time()
@@ -214,14 +216,14 @@ class Session:
             with trio.move_on_after(GOODBYE_S):
                 await self.outbox.older.gone.wait()
             self.outbox.older = None
-        opened, behind = await self._open(self._try_in_turn, self.hello.last_sync_id)
-        self.outbox.push(session_ready(self.house, self.outbox, opened, behind))
+        begun = await self._open(self._try_in_turn, self.hello.last_sync_id)
+        self.outbox.push(session_ready(self.house, self.outbox, begun.opened, begun.behind))
         self.outbox.is_ready = True
         self.house.sessions.came(self.outbox, self._client_info)
         self.house.presence.came(self.outbox)
         self.catch_up()
 
-    async def _open(self, try_to_open: Opening, asked: int | None) -> tuple[cursors.Opened, int]:
+    async def _open(self, try_to_open: Opening, asked: int | None) -> Begun:
         """Raise this device's connection_no and set its cursor; what that skips counts as delivered.
 
         Waits while the database is away, and nothing is read from the client then: silence ends that.
@@ -244,7 +246,7 @@ class Session:
                     raise
             await trio.sleep(DATABASE_REST_S)
 
-    async def _try_in_turn(self, asked: int | None) -> tuple[cursors.Opened, int]:
+    async def _try_in_turn(self, asked: int | None) -> Begun:
         """The first try is in the turn that let this connection in; another stands in line again."""
         if self._turn is None:
             self._turn = await self._arrivals.turn(self.caller.user_id)
@@ -258,26 +260,28 @@ class Session:
             self._turn.end()
             self._turn = None
 
-    async def _try_to_open(self, asked: int | None) -> tuple[cursors.Opened, int]:
+    async def _try_to_open(self, asked: int | None) -> Begun:
         user_id = self.caller.user_id
         device_id = self.outbox.device_id
         # Let in by its token alone, where the database was away.
         await self.house.logins.confirm(self.caller.login_id)
-        opened = await self.house.receipts.open_cursor(
-            user_id=user_id,
-            device_id=device_id,
-            asked=asked,
-            session_id=self.outbox.session_id,
-            came_at=None if self.outbox.is_ready else self._came_at,
-            replaced=self.outbox.replaced,
+        begun = await self.house.connects.begin(
+            Connect(
+                user_id,
+                device_id,
+                asked,
+                session_id=self.outbox.session_id,
+                came_at=None if self.outbox.is_ready else self._came_at,
+                replaced=self.outbox.replaced,
+            )
         )
-        async with self.house.pool.connection() as tx:
-            await self.house.blocks.learn(tx, user_id)
-            behind = await messages.count_after(tx, user_id=user_id, after=opened.at, limit=MAX_BEHIND)
+        opened = begun.opened
         self.outbox.connection_no = opened.connection_no
         self.outbox.start_at(opened.at)
+        # Counted after the head was read: nothing above the cursor then is nothing up to that head.
+        self._nothing_up_to = max(opened.head, opened.at) if begun.behind == 0 else None
         self.house.bus.replaced(user_id, device_id, opened.connection_no)
-        return opened, behind
+        return begun
 
     async def sync_from(self, last_sync_id: int, request_id: str) -> None:
         """SYNC_REQUEST: rewind or skip, then pages that carry its request_id."""
@@ -300,7 +304,8 @@ class Session:
 
     async def _catch_up(self, scope: trio.CancelScope) -> None:
         with scope:
-            await self.house.catchup.run(self.outbox, self._sync_request)
+            nothing_up_to, self._nothing_up_to = self._nothing_up_to, None
+            await self.house.catchup.run(self.outbox, self._sync_request, nothing_up_to=nothing_up_to)
             self.house.presence.live(self.outbox)
             self._sync_request = None
 

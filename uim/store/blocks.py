@@ -6,6 +6,7 @@ directions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -59,14 +60,16 @@ async def listed(tx: Connection, *, user_id: UUID, below: Place | None, limit: i
     return [Blocked(Place(row[0], row[1]), row[2]) for row in await cursor.fetchall()]
 
 
-async def around(tx: Connection, user_id: UUID) -> tuple[set[UUID], set[UUID]]:
-    """Everybody whom this user blocks, and everybody who blocks this user."""
+async def around(tx: Connection, user_ids: Collection[UUID]) -> dict[UUID, tuple[set[UUID], set[UUID]]]:
+    """For each of these users everybody whom that user blocks, and everybody who blocks that user."""
     cursor = await tx.execute(
-        """select true, blocked_id from blocks where user_id = %(user_id)s
-            union all select false, user_id from blocks where blocked_id = %(user_id)s""",
-        {"user_id": user_id},
+        """select true, user_id, blocked_id from blocks where user_id = any(%(user_ids)b)
+            union all select false, blocked_id, user_id from blocks where blocked_id = any(%(user_ids)b)""",
+        {"user_ids": list(user_ids)},
         binary=True,
         prepare=True,
     )
-    rows = await cursor.fetchall()
-    return {row[1] for row in rows if row[0]}, {row[1] for row in rows if not row[0]}
+    found: dict[UUID, tuple[set[UUID], set[UUID]]] = {user_id: (set(), set()) for user_id in user_ids}
+    for is_blocking, user_id, other_id in await cursor.fetchall():
+        found[user_id][0 if is_blocking else 1].add(other_id)
+    return found

@@ -20,27 +20,32 @@ from uim.store.postgres import Connection
 _OPEN: Final = """
     with head as materialized (
         select coalesce((select message_id from messages order by message_id desc limit 1), 0) as id
-    ), wish as (
-        select case when %(asked)s::bigint is not null then least(%(asked)s::bigint, head.id) end as at from head
-    ), known as (
-        select last_synced_message_id as at from device_cursors where user_id = %(user_id)s and device_id = %(device_id)s
-    ), others as (
-        select max(last_synced_message_id) as at from device_cursors where user_id = %(user_id)s
+    ), given as materialized (
+        select g.*, case when g.asked is not null then least(g.asked, head.id) end as wish,
+            (select max(o.last_synced_message_id) from device_cursors o where o.user_id = g.user_id) as others
+        from head, unnest(%(user_ids)b::uuid[], %(device_ids)b::text[], %(asked)s::bigint[], %(session_ids)b::uuid[],
+            %(waited_s)s::float8[]) as g (user_id, device_id, asked, session_id, waited_s)
+        join users u on u.user_id = g.user_id and u.deleted_at is null
+    ), replaced as materialized (
+        select * from unnest(%(replaced_by)b::uuid[], %(replaced)b::uuid[]) as r (session_id, before)
     )
     insert into device_cursors as c (user_id, device_id, last_synced_message_id, session_id, came_at)
-    select u.user_id, %(device_id)s, coalesce(wish.at, others.at, 0), %(session_id)s,
-        now() - make_interval(secs => coalesce(%(waited_s)s::float8, 0))
-    from wish, others, users u where u.user_id = %(user_id)s and u.deleted_at is null
+    select g.user_id, g.device_id, coalesce(g.wish, g.others, 0), g.session_id, now() - make_interval(secs => coalesce(g.waited_s, 0))
+    from given g order by g.user_id, g.device_id
     on conflict (user_id, device_id) do update set
         connection_no = c.connection_no + 1,
-        last_synced_message_id = coalesce((select at from wish), c.last_synced_message_id),
+        last_synced_message_id = coalesce(
+            (select g.wish from given g where g.user_id = c.user_id and g.device_id = c.device_id), c.last_synced_message_id),
         session_id = excluded.session_id,
         came_at = case when c.session_id = excluded.session_id then c.came_at else excluded.came_at end,
         connected_at = now(), updated_at = now()
-        where excluded.session_id is null or c.session_id = excluded.session_id or c.session_id = any(%(replaced)s::uuid[])
-            or %(waited_s)s::float8 is not null and coalesce(c.came_at, '-infinity') <= excluded.came_at
-    returning connection_no, last_synced_message_id, coalesce((select at from known), (select at from others), 0),
-        (select id from head)"""
+        where excluded.session_id is null or c.session_id = excluded.session_id
+            or exists (select from replaced r where r.session_id = excluded.session_id and r.before = c.session_id)
+            or coalesce(c.came_at, '-infinity') <= excluded.came_at and exists (
+                select from given g where g.user_id = c.user_id and g.device_id = c.device_id and g.waited_s is not null)
+    returning c.user_id, c.device_id, c.connection_no, c.last_synced_message_id, coalesce(
+        (select k.last_synced_message_id from device_cursors k where k.user_id = c.user_id and k.device_id = c.device_id),
+        (select g.others from given g where g.user_id = c.user_id and g.device_id = c.device_id), 0), (select id from head)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +74,49 @@ class Overtaken(Exception):
     """The device has come again since: its later connection has opened before this one."""
 
 
-async def open_cursor(
-    tx: Connection, *, user_id: UUID, device_id: str, asked: int | None, opener: Opener | None = None
-) -> Opened:
-    """Begin a connection (or a SYNC_REQUEST): raise connection_no and read the cursor, or set it to `asked`.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A connection (or a SYNC_REQUEST) that begins: `asked` is where its cursor is to be set, None for where it is."""
 
-    By the database's clock, so in a transaction `opener` is to be made after its beginning. Raises Overtaken, and UIMError
-    session_ended for an account that is deleted: it shall leave no device behind.
+    user_id: UUID
+    device_id: str
+    asked: int | None
+    opener: Opener | None = None
+
+
+async def open_cursors(tx: Connection, openings: Sequence[Opening]) -> list[Opened | Overtaken | UIMError]:
+    """Begin these connections, each of another device: raise connection_no and read the cursor, or set it to `asked`.
+
+    By the database's clock, so in a transaction an `opener` is to be made after its beginning. In place of one that cannot
+    begin stands why: Overtaken, or UIMError session_ended for an account that is deleted: it shall leave no device behind.
     """
-    session_id, waited_s = (opener.session_id, opener.waited_s) if opener is not None else (None, None)
-    replaced = list(opener.replaced) if opener is not None else []
-    given = {"user_id": user_id, "device_id": device_id, "asked": asked, "session_id": session_id, "waited_s": waited_s,
-             "replaced": replaced}  # fmt: skip
+    openers = [opening.opener for opening in openings]
+    before = [(opener.session_id, session_id) for opener in openers if opener is not None for session_id in opener.replaced]
+    given = {
+        "user_ids": [opening.user_id for opening in openings],
+        "device_ids": [opening.device_id for opening in openings],
+        "asked": [opening.asked for opening in openings],
+        "session_ids": [opener.session_id if opener is not None else None for opener in openers],
+        "waited_s": [opener.waited_s if opener is not None else None for opener in openers],
+        "replaced_by": [pair[0] for pair in before],
+        "replaced": [pair[1] for pair in before],
+    }
     cursor = await tx.execute(_OPEN, given, binary=True)
-    row = await cursor.fetchone()
-    if row is not None:
-        return Opened(*row)
-    cursor = await tx.execute("select from users where user_id = %s and deleted_at is null", (user_id,), binary=True)
-    if await cursor.fetchone() is None:
-        raise UIMError("session_ended", "this account is no more")
-    raise Overtaken
+    found = {(row[0], row[1]): Opened(*row[2:]) for row in await cursor.fetchall()}
+    missed = [opening.user_id for opening in openings if (opening.user_id, opening.device_id) not in found]
+    living = await _living(tx, missed) if missed else set()
+    return [found.get((opening.user_id, opening.device_id)) or _why_not(opening, living) for opening in openings]
+
+
+async def _living(tx: Connection, user_ids: Sequence[UUID]) -> set[UUID]:
+    cursor = await tx.execute(
+        "select user_id from users where user_id = any(%s) and deleted_at is null", (list(user_ids),), binary=True
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+def _why_not(opening: Opening, living: set[UUID]) -> Overtaken | UIMError:
+    return Overtaken() if opening.user_id in living else UIMError("session_ended", "this account is no more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,26 +141,26 @@ async def page_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -
     return Page(entries, entries[-1].message_id if full else max(rows[0][0], after), full)
 
 
-async def count_after(tx: Connection, *, user_id: UUID, after: int, limit: int) -> int:
-    """How many entries above `after` this user may see, counted to `limit`."""
+async def count_after(tx: Connection, positions: Sequence[tuple[UUID, int]], *, limit: int) -> list[int]:
+    """For each (user, position) how many entries above it that user may see, counted to `limit`."""
     cursor = await tx.execute(
         # Stay by stay, or everybody else's entries since the cursor would be read too.
-        """select count(*) from (
-            select from participations s
-            cross join lateral (
-                select from messages m
-                where m.conversation_id = s.conversation_id and m.message_id > %(after)s
-                    and m.message_id >= s.joined_message_id and m.message_id <= coalesce(s.left_message_id, 9007199254740991)
-                limit %(limit)s
-            ) found
-            where s.user_id = %(user_id)s and (s.left_message_id is null or s.left_message_id > %(after)s)
-            limit %(limit)s) visible""",
-        {"user_id": user_id, "after": after, "limit": limit},
+        """select (select count(*) from (
+                select from participations s
+                cross join lateral (
+                    select from messages m
+                    where m.conversation_id = s.conversation_id and m.message_id > g.after
+                        and m.message_id >= s.joined_message_id and m.message_id <= coalesce(s.left_message_id, 9007199254740991)
+                    limit %(limit)s
+                ) found
+                where s.user_id = g.user_id and (s.left_message_id is null or s.left_message_id > g.after)
+                limit %(limit)s) visible)
+            from unnest(%(user_ids)b::uuid[], %(after)s::bigint[]) with ordinality as g (user_id, after, ord) order by g.ord""",
+        {"user_ids": [user_id for user_id, _ in positions], "after": [after for _, after in positions], "limit": limit},
         binary=True,
+        prepare=True,
     )
-    row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    return [int(row[0]) for row in await cursor.fetchall()]
 
 
 Stays = dict[UUID, list[tuple[int, int | None]]]

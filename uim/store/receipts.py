@@ -74,18 +74,21 @@ async def reads_outside_pauses(tx: Connection, pairs: Sequence[tuple[UUID, UUID]
     return found
 
 
-async def newest_between(tx: Connection, *, user_id: UUID, after: int, up_to: int) -> dict[UUID, int]:
-    """Of each of the user's conversations the newest entry in (after, up_to] that the user may see."""
+async def newest_between(tx: Connection, spans: Sequence[tuple[UUID, int, int]]) -> dict[tuple[UUID, UUID], int]:
+    """For spans (user, after, up to): of each (conversation, user) the newest entry in (after, up to] that the user may see."""
     cursor = await tx.execute(
-        """select s.conversation_id, max(newest.message_id) from participations s
+        """select s.conversation_id, s.user_id, max(newest.message_id)
+            from unnest(%b::uuid[], %s::bigint[], %s::bigint[]) as g (user_id, after, up_to)
+            join participations s on s.user_id = g.user_id
             cross join lateral (
                 select m.message_id from messages m
-                where m.conversation_id = s.conversation_id and m.message_id > %(after)s and m.message_id >= s.joined_message_id
-                    and m.message_id <= least(%(up_to)s::bigint, coalesce(s.left_message_id, %(up_to)s::bigint))
+                where m.conversation_id = s.conversation_id and m.message_id > g.after and m.message_id >= s.joined_message_id
+                    and m.message_id <= least(g.up_to, coalesce(s.left_message_id, g.up_to))
                 order by m.message_id desc limit 1
             ) newest
-            where s.user_id = %(user_id)s group by s.conversation_id""",
-        {"user_id": user_id, "after": after, "up_to": up_to},
+            group by s.conversation_id, s.user_id""",
+        ([span[0] for span in spans], [span[1] for span in spans], [span[2] for span in spans]),
         binary=True,
+        prepare=True,
     )
-    return {row[0]: row[1] for row in await cursor.fetchall()}
+    return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
