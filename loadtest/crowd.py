@@ -26,7 +26,8 @@ from uim.chat.passwords import Passwords
 from uim.chat.tokens import REFRESH_LIFE_S, Tokens
 from uim.config import JwtKey
 
-DEVICES_A_USER: Final = 20
+# Fewer than a user may have: a user's connects are counted too, 40 and then one a second.
+DEVICES_A_USER: Final = 5
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 
 _USERS: Final = """with new as (

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from loadtest import group, growth, idle, lookups, pairs
+from loadtest import absence, group, growth, idle, lookups, pairs, reconnect
 from loadtest.result import Result
 from loadtest.servers import LIMITS_OFF
 from loadtest.target import Target
@@ -88,6 +88,23 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=idle.Parameters(),
         quick=idle.Parameters(connections=1_000, steps="", idle_s=5.0),
         brief=idle.Parameters(connections=20, steps="5", idle_s=0.3),
+        settings={**LIMITS_OFF, "UIM_MAX_CONNECTIONS": "20000"},
+    ),
+    Workload(
+        "w5",
+        "A device comes back and has missed many messages. When it is live, and messages a second.",
+        absence.run,
+        full=absence.Parameters(),
+        quick=absence.Parameters(missed="1000,10000", rounds=3),
+        brief=absence.Parameters(missed="20,200", rounds=2),
+    ),
+    Workload(
+        "w6",
+        "All who are connected are torn at once and come back at once; and again after a restart. When the last one is live.",
+        reconnect.run,
+        full=reconnect.Parameters(),
+        quick=reconnect.Parameters(connections=300, rounds=2),
+        brief=reconnect.Parameters(connections=20, rounds=2, talkers=4),
         settings={**LIMITS_OFF, "UIM_MAX_CONNECTIONS": "20000"},
     ),
     Workload(
