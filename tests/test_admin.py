@@ -322,6 +322,11 @@ def test_a_real_server_shows_its_rooms_and_survives_a_kill(database_url: str, re
         assert (done.returncode, done.stderr) == (0, "")
         assert f"process {running.process.pid} at " in done.stdout
         assert "├─ log tailer" in done.stdout
+        # One of several that is not there hides none of the others.
+        done = uim("tasks", "--user", "nobody", "--socket", f"{path}.gone", "--socket", str(path))
+        assert (done.returncode, done.stderr) == (1, f"Error: no answer from {path}.gone: no server runs there\n")
+        assert f"process {running.process.pid} at " in done.stdout
+        assert "no connection of 'nobody' here" in done.stdout
         running.process.kill()
         running.process.wait(10)
     assert path.exists()

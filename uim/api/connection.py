@@ -137,6 +137,11 @@ class _HttpOnly(H11Protocol):
             await self._send_error_response(431)
             await self.send(Closed())
             return
+        # Two lengths: a proxy before us may have believed the other one, and would take what follows for another's request.
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
         headers = [(name, value) for name, value in request.headers if name not in _UPGRADES]
         await super()._create_stream(
             h11.Request(

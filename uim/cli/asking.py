@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from uim.admin.door import Question, Unanswered
-from uim.cli.failing import Failed, WrongSettings
+from uim.cli.failing import WrongSettings
 
 T = TypeVar("T")
 
@@ -43,13 +43,6 @@ def sockets_to_ask(given: Sequence[Path], setting: Path | None) -> list[Path]:
     if setting is not None:
         return [setting]
     return [_OF_DEV] if _OF_DEV.exists() else []
-
-
-def ask_or_exit(path: Path, question: Question, answer: type[T]) -> T:
-    try:
-        return ask(path, question, answer)
-    except NoAnswer as why:
-        raise Failed(str(why)) from why
 
 
 def no_socket() -> WrongSettings:

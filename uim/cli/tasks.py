@@ -14,8 +14,8 @@ import msgspec
 
 from uim.admin.door import MOST, Question
 from uim.admin.tasks import ConnectionNode, Node, Tree
-from uim.cli.asking import ask_or_exit, no_socket, socket_option, sockets_to_ask
-from uim.cli.failing import operator_settings_or_exit
+from uim.cli.asking import NoAnswer, ask, no_socket, socket_option, sockets_to_ask
+from uim.cli.failing import Failed, operator_settings_or_exit
 from uim.config import process_environ
 
 NAME_COLUMN = 34
@@ -43,12 +43,19 @@ def tasks(sockets: tuple[Path, ...], user: str | None, most: int, as_json: bool)
     paths = sockets_to_ask(sockets, settings.admin_socket)
     if not paths:
         raise no_socket()
+    unanswered = []
     for path in paths:
-        tree = ask_or_exit(path, Question("tasks", user=user, most=most), Tree)
-        click.echo(msgspec.json.encode(tree).decode() if as_json else "\n".join(_lines(tree)))
+        try:
+            tree = ask(path, Question("tasks", user=user, most=most), Tree)
+        except NoAnswer as why:
+            unanswered.append(str(why))
+            continue
+        click.echo(msgspec.json.encode(tree).decode() if as_json else "\n".join(_lines(tree, user)))
+    if unanswered:
+        raise Failed("; ".join(unanswered))
 
 
-def _lines(tree: Tree) -> Iterator[str]:
+def _lines(tree: Tree, user: str | None) -> Iterator[str]:
     yield (
         f"process {tree.process} at {tree.at}: {tree.tasks} tasks, {tree.connections_here} connections "
         f"(seen in {tree.walk_ms:.0f} ms, at most {tree.longest_slice_ms:.1f} ms at a time)"
@@ -57,6 +64,9 @@ def _lines(tree: Tree) -> Iterator[str]:
     for room in tree.rooms:
         yield from _node_lines(room, "", "")
     shown = tree.connections
+    if user is not None and not shown:
+        yield ""
+        yield f"no connection of {user!r} here"
     if shown:
         yield ""
         yield f"{len(shown)} of the connections, those with most to do first:"
