@@ -278,7 +278,10 @@ SOMEBODY = "3d0a3e5a-6a52-4f0c-9b65-0d3c1a2f7b11"
         msgspec.msgpack.encode({"process": SOMEBODY, "log": [[1, 2]]}),
         msgspec.msgpack.encode({"process": SOMEBODY, "replaced": [[SOMEBODY, "phone", "three"]]}),
         msgspec.msgpack.encode({"process": SOMEBODY, "ended": None}),
+        msgspec.msgpack.encode({"process": SOMEBODY, "replaced": [[SOMEBODY, "phone", 3]]}).replace(b"phone", b"ph\x8dne"),
+        b"\x81\xa3new" + b"\x91" * 50_000,
     ],
+    ids=lambda garbled: repr(garbled[:40]),
 )
 async def test_garbled_words_are_told_in_the_log_and_harm_nothing(database_url: str, redis_url: str, garbled: bytes) -> None:
     log_id, last = uuid4(), uuid4()

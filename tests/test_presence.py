@@ -518,7 +518,8 @@ async def test_older_versions_are_dropped(town: Town) -> None:
 
 async def test_a_word_of_another_release_is_left_alone(town: Town) -> None:
     here = await town.process()
-    for odd in (b"", b"{}", b'{"user_id":1}', b"\xff", b'{"user_id":"x","status":"online","version":1,"last_seen":null}'):
+    for odd in (b"", b"{}", b'{"user_id":1}', b"\xff", b'{"user_id":"x","status":"online","version":1,"last_seen":null}',
+                b'{"user_id":"\xff"}', b'{"status":"\x8d"}', b'{"new":' + b"[" * 50_000):
         here.presence._updates._heard(odd)
     _, (alice,) = await town.friends()
     assert await snapshot(here.connect(alice)) == {}

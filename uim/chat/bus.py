@@ -22,7 +22,7 @@ from uim.model.message import Entry
 from uim.store import words
 from uim.store.postgres import Connection, Pool
 from uim.store.receipts import Advance
-from uim.store.redis import RedisAway, RedisLink
+from uim.store.redis import UNREADABLE, RedisAway, RedisLink
 
 BE_HEARD_EVERY_S: Final = 1.0
 LOOK_EVERY_S: Final = 0.25
@@ -279,7 +279,7 @@ class Bus:
 def _decoded(data: bytes) -> Word | None:
     try:
         return DECODER.decode(data)
-    except msgspec.MsgspecError as odd:
+    except UNREADABLE as odd:
         log.warning("a word on the bus that this release does not know", error=str(odd))
         return None
 

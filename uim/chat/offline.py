@@ -12,14 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 from uuid import UUID
 
-import msgspec
 import trio
 
 from uim.chat.memberships import Memberships
 from uim.log import get_logger
 from uim.model.message import Entry
 from uim.store import offline as store
-from uim.store.redis import Command, RedisAway, RedisLink
+from uim.store.redis import UNREADABLE, Command, RedisAway, RedisLink
 
 # Pushes are gathered this long, so that a busy group costs one command a member and not one a message.
 GATHER_S: Final = 0.1
@@ -227,7 +226,7 @@ class Offline:
                 up_to=self._position,
                 limit=limit,
             )
-        except msgspec.MsgspecError as odd:
+        except UNREADABLE as odd:
             log.warning("an offline queue that this release does not know", user_id=str(user_id), error=str(odd))
             return []
 

@@ -16,7 +16,7 @@ from uim.chat.gaps import Line
 from uim.log import get_logger
 from uim.store import presence as store
 from uim.store.presence import Word
-from uim.store.redis import RedisAway, RedisLink
+from uim.store.redis import UNREADABLE, RedisAway, RedisLink
 
 LOOK_EVERY_S: Final = 1.0
 # Redis tells how many there are on one line and what they are on another.
@@ -67,7 +67,7 @@ class Updates:
     def _decoded(self, data: bytes) -> Word | None:
         try:
             return self._decoder.decode(data)
-        except msgspec.MsgspecError as odd:
+        except UNREADABLE as odd:
             log.warning("a word about presence that this release does not know", error=str(odd))
             return None
 

@@ -100,7 +100,7 @@ async def forget(link: RedisLink, user_ids: Iterable[UUID]) -> None:
 def chain(held: Iterable[bytes], *, epoch: int, after: int, above: int, up_to: int, limit: int) -> list[Entry]:
     """Of a queue the entries that follow a cursor without a gap, oldest first: exactly what the log has there.
 
-    `epoch` is the base of the present one; of what lies not in (above, up_to] nothing is believed. Raises msgspec.MsgspecError
+    `epoch` is the base of the present one; of what lies not in (above, up_to] nothing is believed. Raises one of UNREADABLE
     for an element that is none.
     """
     elements: dict[int, Element] = {}

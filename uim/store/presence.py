@@ -18,7 +18,7 @@ import msgspec
 from uim.model.ids import rfc3339
 from uim.model.presence import Choices, Status
 from uim.store.postgres import Connection
-from uim.store.redis import Command, RedisLink
+from uim.store.redis import UNREADABLE, Command, RedisLink
 from uim.store.scripts import HOLD_DEVICES
 
 LIFE_S: Final = 90
@@ -136,7 +136,7 @@ async def online_among(link: RedisLink, user_ids: Sequence[UUID]) -> set[UUID]:
 def _status_in(value: bytes) -> str:
     try:
         return msgspec.json.decode(value, type=_Stored).status
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return "offline"  # somebody else's key
 
 

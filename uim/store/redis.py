@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
 import redis.asyncio
 import redis.exceptions
 import trio
@@ -32,6 +33,8 @@ MOST_REST_S: Final = 2.0
 log = get_logger(__name__)
 
 Command = tuple[Any, ...]
+# What somebody else may have written there, or a bit that has tipped over, makes of decoding it: it is skipped, and ends nothing.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _AWAY = (redis.exceptions.RedisError, OSError, EOFError, TimeoutError)
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from uim.model.message import Draft
 from uim.store.postgres import Connection
-from uim.store.redis import RedisLink
+from uim.store.redis import UNREADABLE, RedisLink
 from uim.store.scripts import SPOOL_ADD, SPOOL_REMOVE
 
 # Some 200,000 texts of usual length, or 1,500 of the longest.
@@ -70,7 +70,7 @@ def _spooled(spool_id: str, fields: dict[bytes, bytes] | Sequence[bytes]) -> Spo
     data = fields[b"draft"] if isinstance(fields, dict) else fields[1]
     try:
         said = msgspec.msgpack.decode(data, type=_Packed)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return Spooled(spool_id, len(data), None)
     draft = Draft(said.conversation_id, said.sender_id, said.client_message_id, said.content, said.metadata, said.origin)
     return Spooled(spool_id, len(data), draft)
