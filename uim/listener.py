@@ -81,8 +81,9 @@ class ByteStream(trio.abc.Stream):
         self._write_now = write_now
         self._replay = b""
         self._closing = False
-        self._no_reader = trio.Event()
-        self._no_reader.set()
+        self._is_being_read = False
+        # Made by whoever waits for that to end.
+        self._no_reader: trio.Event | None = None
 
     def unread(self, head: bytes) -> None:
         self._replay = head + self._replay
@@ -100,13 +101,15 @@ class ByteStream(trio.abc.Stream):
             end = max_bytes or len(self._replay)
             piece, self._replay = self._replay[:end], self._replay[end:]
             return piece
-        self._no_reader = trio.Event()
+        self._is_being_read = True
         try:
             received = bytes(await self._secured.receive_some(max_bytes))
             while self._closing and received:
                 received = bytes(await self._secured.receive_some(max_bytes))
         finally:
-            self._no_reader.set()
+            self._is_being_read = False
+            if self._no_reader is not None:
+                self._no_reader.set()
         if self._closing:
             raise trio.ClosedResourceError
         return received
@@ -142,8 +145,9 @@ class ByteStream(trio.abc.Stream):
         gone = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
         with trio.move_on_after(self._deadlines.linger_s), suppress(*gone):
             await self._tcp.send_eof()
-            if not self._no_reader.is_set():
+            if self._is_being_read:
                 # Only one task may read a socket: the reader that is there throws the rest away.
+                self._no_reader = trio.Event()
                 await self._no_reader.wait()
                 return
             while await self._tcp.receive_some(PIECE_BYTES):
@@ -283,8 +287,9 @@ async def _converse(doors: _Doors, tcp: trio.SocketStream, peer: Peer) -> None:
         await _refuse(stream, head.status, head.detail)
     elif head:
         stream.unread(head)
-        is_websocket = doors.websocket is not None and _path_of(head) == WEBSOCKET_PATH
-        await (doors.websocket if is_websocket and doors.websocket else doors.http)(stream, peer)
+        front = doors.websocket if doors.websocket is not None and _path_of(head) == WEBSOCKET_PATH else doors.http
+        del head  # or it would be held as long as the connection
+        await front(stream, peer)
 
 
 async def _secured(doors: _Doors, tcp: trio.SocketStream) -> trio.abc.Stream | None:

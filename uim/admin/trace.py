@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from uim.admin.door import Question
-from uim.chat.outbox import Outbox
+from uim.chat.outbox import KEPT_TIMES, Outbox
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
 from uim.model.ids import rfc3339
@@ -127,7 +127,7 @@ def _note_confirmation(outbox: Outbox, message_id: int, found: DeviceTrace, told
     for number, (up_to, at) in enumerate(outbox.confirmations):
         if up_to >= message_id:
             # The oldest that is kept may not have been the first to cover it.
-            if number == 0 and len(outbox.confirmations) == outbox.confirmations.maxlen:
+            if number == 0 and len(outbox.confirmations) == KEPT_TIMES:
                 found.confirmed_before = told(at)
             else:
                 found.confirmed_at = told(at)

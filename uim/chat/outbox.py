@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import trio
@@ -31,6 +31,7 @@ MAX_LATE: Final = 5_000
 KEPT_TIMES: Final = 32
 
 Receipt = dict[str, Any]
+Time = TypeVar("Time")
 
 
 @dataclass(slots=True)
@@ -135,22 +136,22 @@ class Outbox:
         self.confirmed = 0
         # (id, conversation or None for a page's own end, somebody else's entry)
         self.unconfirmed: deque[tuple[int, UUID | None, bool]] = deque()
-        # What was sent before a resend: a device that was only slow may still confirm it.
-        self._earlier: deque[tuple[int, UUID | None, bool]] = deque()
+        # What was sent before a resend: a device that was only slow may still confirm it. (Even an empty deque has 700 bytes.)
+        self._earlier: deque[tuple[int, UUID | None, bool]] | None = None
         self.pages = 0
         self.resends = 0
         # When the oldest unconfirmed entry left, or the device last confirmed, whichever was later.
         self.progress_at = trio.current_time()
         # How many entries and pages were ever queued to be confirmed; of these, with the write under way, and gone.
         self._owed = self._leaving = self._left = 0
-        self._room = trio.Event()
+        self._room: trio.Event | None = None
         self._late_receipts: dict[tuple[UUID, str, UUID], _Late] = {}
         self._late_intervals = 0
         self._late_frames: dict[object, bytes] = {}
         # For uim trace: where this connection began; (after, up to, when) of writes that had entries; what was confirmed when.
         self.began = self._taking = self._written = 0
-        self.writes: deque[tuple[int, int, float]] = deque(maxlen=KEPT_TIMES)
-        self.confirmations: deque[tuple[int, float]] = deque(maxlen=KEPT_TIMES)
+        self.writes: list[tuple[int, int, float]] = []
+        self.confirmations: list[tuple[int, float]] = []
         self.full_at: float | None = None
 
     # -- putting in -------------------------------------------------------------------------------------------------------
@@ -255,9 +256,9 @@ class Outbox:
             self.progress_at = trio.current_time()
         self._left = self._leaving
         if self._taking > self._written:
-            self.writes.append((self._written, self._taking, trio.current_time()))
+            _keep(self.writes, (self._written, self._taking, trio.current_time()))
             self._written = self._taking
-        if self.size <= MAX_BYTES:
+        if self._room is not None and self.size <= MAX_BYTES:
             self._room.set()
         if self.size == 0 and (self._late_receipts or self._late_frames):
             late, self._late_receipts, self._late_intervals = self._late_receipts, {}, 0
@@ -297,7 +298,7 @@ class Outbox:
             self.confirmed = message_id
             self.resends = 0
             self.progress_at = trio.current_time()
-            self.confirmations.append((message_id, self.progress_at))
+            _keep(self.confirmations, (message_id, self.progress_at))
         return delivered
 
     @property
@@ -318,7 +319,7 @@ class Outbox:
     def send_again(self) -> None:
         """Catch up once more from what is confirmed; first copies that arrived after all may still be confirmed."""
         last = self.unconfirmed[-1][0] if self.unconfirmed else self.confirmed
-        self._earlier = deque([*self.unconfirmed, *(item for item in self._earlier if item[0] > last)])
+        self._earlier = deque([*self.unconfirmed, *(item for item in self._earlier or () if item[0] > last)])
         self.unconfirmed.clear()
         self.pages = 0
         self.resends += 1
@@ -330,8 +331,14 @@ class Outbox:
         """Forget what was sent: the next entry is the first above `position`, and what is told above it is not confirmed."""
         self.live = False
         self.unconfirmed.clear()
-        self._earlier.clear()
+        self._earlier = None
         self.pages = self.resends = 0
         self.sent = self.told = self.confirmed = self.began = self._taking = self._written = position
         self.told_ever = max(self.told_ever, position)
         self.progress_at = trio.current_time()
+
+
+def _keep(times: list[Time], time: Time) -> None:
+    if len(times) == KEPT_TIMES:
+        del times[0]
+    times.append(time)

@@ -307,7 +307,7 @@ class Session:
             nothing_up_to, self._nothing_up_to = self._nothing_up_to, None
             await self.house.catchup.run(self.outbox, self._sync_request, nothing_up_to=nothing_up_to)
             self.house.presence.live(self.outbox)
-            self._sync_request = None
+            self._sync_request = self._catching_up = None
 
     # -- the cursor -------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ trio-websocket; tests/faults/test_hostile_frames.py tells when a release moves t
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import trio
 import wsproto.events
 from trio_websocket import WebSocketConnection, WebSocketRequest
 from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.handshake import H11Handshake
 
 from uim.listener import ByteStream
 from uim.live.pacing import SCRAP, SMALL_PIECE_CHARS, Pace
@@ -72,6 +73,14 @@ class FrameStream(trio.abc.Stream):
         self._beneath.hang_up()
 
 
+class _Over:
+    """In place of a handshake that is over: it has no events."""
+
+    @staticmethod
+    def events() -> tuple[()]:
+        return ()
+
+
 class ServerSocket(WebSocketConnection):
     """The server's end of one WebSocket. What a client may send without end, and what is no message yet, is read at a pace."""
 
@@ -89,6 +98,10 @@ class ServerSocket(WebSocketConnection):
         """Read on, in that nursery, until the socket has gone; returns once the upgrade is asked for."""
         nursery.start_soon(self._reader_task)
         return await self._get_request()
+
+    def forget_handshake(self) -> None:
+        """The upgrade is over: what parsed it, some 3 KB, is asked nothing any more."""
+        self._wsproto.handshake = cast(H11Handshake, _Over)
 
     async def _handle_ping_event(self, event: wsproto.events.Ping) -> None:
         await self.pace.spend(SCRAP)

@@ -118,6 +118,7 @@ class WebSocketFront:
                 raise unavailable()  # by its token alone nobody takes another's place: its login may have ended
             self._check_room()
             await request.accept(subprotocol=_subprotocol(request))
+            ws.forget_handshake()
             unless_let_in.pop_all()
         return Session(
             self._house,
