@@ -79,7 +79,7 @@ def _outbox(box: Outbox) -> list[tuple[str, int, int]]:
     return [
         ("bytes in an outbox", box.size, bytes_most),
         ("unconfirmed entries", len(box.unconfirmed), most),
-        ("unconfirmed entries of before a resend", len(box._earlier), 2 * most),
+        ("unconfirmed entries of before a resend", len(box._earlier or ()), 2 * most),
         ("late receipts", box._late_intervals, outbox.MAX_LATE + 1),
     ]
 
