@@ -70,11 +70,12 @@ class Visitor:
     """One device of one user.
 
     `source`: the address that it comes from, "" for whichever. `arrived`: texts in the order in which they came, own ones only
-    where another connection had sent them; `repeats`: those not above the newest. `arrivals_ns`, `acks_ns`: from when a text was due,
-    of what came live, while `is_measured`.
+    where another connection had sent them; `repeats`: those not above the newest. `acknowledged`: its own, as acked. `arrivals_ns`,
+    `acks_ns`: from when a text was due, of what came live, while `is_measured`.
     """
 
     __slots__ = (
+        "acknowledged",
         "acks_ns",
         "arrivals_ns",
         "arrived",
@@ -105,6 +106,7 @@ class Visitor:
         self.is_live = False
         self.is_measured = False
         self.arrived: array[int] = array("q")
+        self.acknowledged: array[int] = array("q")
         self.arrivals_ns: array[int] = array("q")
         self.acks_ns: array[int] = array("q")
         self.opens: dict[str, Open] = {}
@@ -169,6 +171,7 @@ class Visitor:
             return
         done = self.opens.pop(said.client_message_id)
         done.talk.acknowledged.append(said.message_id)
+        self.acknowledged.append(said.message_id)
         if self.is_measured and not done.is_repeated:
             self.acks_ns.append(now_ns - done.since_ns)
 

@@ -24,7 +24,7 @@ from os import urandom
 from typing import Final
 from urllib.parse import urlsplit
 
-from loadtest.frames import Closed, Torn, split
+from loadtest.frames import Closed, Torn, client_frame, split
 from loadtest.visitor import PING, Visitor
 
 SECOND_NS: Final = 1_000_000_000
@@ -37,6 +37,7 @@ REFUSED_AGAIN_NS: Final = 50_000_000
 # Not in Python's socket module everywhere: the port is chosen by connect, not by bind (ip(7)).
 IP_BIND_ADDRESS_NO_PORT: Final = 24
 LINGER_NOT: Final = struct.pack("ii", 1, 0)
+GOODBYE: Final = client_frame(0x8, (1000).to_bytes(2, "big"))
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _RETRY_AFTER: Final = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 _RETRY_AFTER_MS: Final = re.compile(r"retry_after_ms=(\d+)")
@@ -108,6 +109,13 @@ class Visits:
         """Hang up hard: the server gets a reset, and no word."""
         visit = self.here[visitor]
         visit.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+        self._over(visit)
+
+    def leave(self, visitor: Visitor) -> None:
+        """Go with a word."""
+        visit = self.here[visitor]
+        if visit.step is Step.OPEN:
+            self._send(visit, GOODBYE)
         self._over(visit)
 
     def cut_all(self) -> list[Visitor]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from loadtest import absence, group, growth, idle, lookups, pairs, reconnect
+from loadtest import absence, calls, group, growth, idle, lookups, pairs, reconnect, town
 from loadtest.result import Result
 from loadtest.servers import LIMITS_OFF
 from loadtest.target import Target
@@ -64,6 +64,34 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         quick=group.Parameters(seconds=5.0),
         brief=group.Parameters(members=6, senders=2, seconds=1.0, generators=2),
         saturates=True,
+    ),
+    Workload(
+        "w8",
+        "The specification's own case: 10,000 registered, 1,000 connected, 100 texts a second, bursts of 200; the default limits.",
+        town.run,
+        full=town.Parameters(),
+        quick=town.Parameters(minutes=0.5, users=2_000, connections=300, burst_s=5.0, burst_every_s=15.0),
+        brief=town.Parameters(minutes=0.02, users=30, connections=20, rate=20.0, burst_rate=40.0, burst_s=0.3, burst_every_s=0.6),
+        settings={},
+    ),
+    Workload(
+        "soak",
+        "People talk, go, come back and read, for any length. Whether memory, tasks and open files grow.",
+        town.run_soak,
+        full=town.SoakParameters(),
+        quick=town.SoakParameters(minutes=0.5),
+        brief=town.SoakParameters(
+            minutes=0.02, users=30, connections=20, rate=20.0, burst_rate=40.0, burst_s=0.3, burst_every_s=0.6, goes_per_s=10.0,
+            reads_per_s=10.0,
+        ),
+    ),
+    Workload(
+        "api",
+        "The HTTP API: signing in, refreshing, profile, conversations, history, sending. Calls a second of each kind.",
+        calls.run,
+        full=calls.Parameters(),
+        quick=calls.Parameters(seconds=2.0),
+        brief=calls.Parameters(users=3, conversations=2, texts=3, seconds=0.2),
     ),
     Workload(
         "w9",

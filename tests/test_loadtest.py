@@ -230,8 +230,7 @@ def test_a_figure_that_is_missed_fails_and_one_that_was_not_measured_does_not_pa
 
 
 def test_what_the_specification_asks_for_is_looked_for_in_workloads_that_are_there() -> None:
-    # w8 may be left out of the list, never misspelt.
-    known = {workload.name for workload in WORKLOADS} | {"w8", "api"}
+    known = {workload.name for workload in WORKLOADS}
     assert {source.workload for demand in specification.DEMANDS for source in demand.sources} <= known
     assert all(demand.sources or demand.reason for demand in specification.DEMANDS)
 

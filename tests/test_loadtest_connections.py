@@ -12,12 +12,17 @@ import pytest
 import trio
 
 from loadtest import idle, reconnect
+from loadtest import town as town_run
 from loadtest.crowd import gather, source_of
 from loadtest.frames import Torn
+from loadtest.growing import Growing, Look, slope
+from loadtest.http_calls import Lines, request
+from loadtest.result import Result
 from loadtest.servers import server_on
 from loadtest.target import Broken, Missing, Target
+from loadtest.townsfolk import Town, Tune
 from loadtest.visitor import Talk, Visitor
-from loadtest.visits import Visits
+from loadtest.visits import SECOND_NS, Visits
 from tests.house import serving, settings_for
 from uim.cli.embedded import Servers
 
@@ -138,3 +143,84 @@ def test_all_come_back_after_a_restart_and_have_everything(database_url: str, re
         told = reconnect.run(target, reconnect.Parameters(connections=20, rounds=1, talkers=3)).figures
     assert told["restart_all_live_s"] > 0
     assert told["texts"] == 6
+
+
+# -- a town, and what it holds --------------------------------------------------------------------------------------------
+
+
+def test_a_burst_comes_last_in_its_time_and_what_was_acknowledged_is_told_by_it() -> None:
+    tune = Tune(rate=10.0, burst_rate=20.0, burst_s=1.0, burst_every_s=3.0)
+    tune.begin(0)
+    due_ns = list(tune.due(3 * SECOND_NS - 1))
+    assert len([at for at in due_ns if at < 2 * SECOND_NS]) == 20
+    assert len([at for at in due_ns if at >= 2 * SECOND_NS]) == 20
+    assert tune.turns_in_s(SECOND_NS // 2) == 1.5
+    assert tune.turns_in_s(5 * SECOND_NS) == 1.0
+    tune.note(0, 2 * SECOND_NS, 20)
+    tune.note(2 * SECOND_NS, 3 * SECOND_NS, 18)
+    assert tune.figures() == {"acknowledged_per_s": 10.0, "burst_acknowledged_per_s": 18.0}
+
+
+def test_growth_is_the_slope_of_all_that_was_seen_after_the_warm_up() -> None:
+    growing = Growing(Target("http://nowhere"))
+    growing.looks = [Look(at_s, {"memory_kb": value}) for at_s, value in [(0, 10.0), (60, 100.0), (120, 103.0), (180, 104.0)]]
+    assert growing.figures(60) == {"memory_kb": 104.0, "memory_kb_per_minute": pytest.approx(2.0)}
+    assert slope([(1.0, 1.0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("arrived", "stored", "why"),
+    [([2], [1, 2, 3], "got 1 texts where 2 were said"), ([3, 2], [1, 2, 3], "not in order"), ([2, 3], [1, 2], "are stored")],
+)
+def test_a_town_where_a_text_is_lost_gives_no_figures(
+    arrived: list[int], stored: list[int], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, talk = Visitor("u", "t", "load"), Visitor("v", "t", "load"), Talk("c")
+    talk.acknowledged, one.acknowledged = array("q", [2, 3, 1]), array("q", [2, 3])
+    other.acknowledged, other.arrived = array("q", [1]), array("q", arrived)
+    one.arrived = array("q", [1, 2])  # a text of its own that came again is no fault
+    town = Town(Target("http://nowhere", database_url="there"), [], [], Visits("ws://127.0.0.1:1/ws", at_once=1), 20)
+    town.people, town.pair_of, town.group_of, town.talks = [one, other], {one: talk, other: talk}, {one: talk, other: talk}, {"c": talk}
+    monkeypatch.setattr(town, "_rows", lambda database_url: {"c": stored})
+    with pytest.raises(Broken, match=why):
+        town.check()
+
+
+def test_a_soak_that_grows_is_broken_and_a_short_one_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = Result("soak", {}, {"memory_kb_per_minute": 500.0, "tasks_per_minute": 0.0})
+    monkeypatch.setattr(town_run._Run, "__init__", lambda *_: None)
+    monkeypatch.setattr(town_run._Run, "whole", lambda *_: grown)
+    assert town_run.run_soak(Target(""), town_run.SoakParameters(minutes=5.0)) is grown
+    with pytest.raises(Broken, match="grows: memory kb per minute 500"):
+        town_run.run_soak(Target(""), town_run.SoakParameters(minutes=20.0))
+
+
+# -- HTTP by hand ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_read_whole_however_it_is_cut() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel"
+    listening = _answering(answer)
+    heard: list[bytes] = []
+    with listening:
+        lines = Lines(f"http://127.0.0.1:{listening.getsockname()[1]}", [""])
+        [line] = lines.all
+        line.ask, line.hear = lambda: request("GET", "/"), heard.append
+        line.send()
+        while not line.received:
+            assert not line.read()
+        line.received += b"l"
+        assert not line.is_whole()
+        line.received += b"o"
+        assert line.is_whole()
+        lines.close()
+
+
+def test_an_answer_that_is_no_success_ends_the_run() -> None:
+    listening = _answering(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n")
+    with listening:
+        lines = Lines(f"http://127.0.0.1:{listening.getsockname()[1]}", [""])
+        lines.all[0].ask = lambda: request("GET", "/")
+        with pytest.raises(Torn, match="429"):
+            lines.once()
+        lines.close()

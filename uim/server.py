@@ -262,6 +262,7 @@ def _metrics(house: House, admission: Admission, arrivals: Arrivals, stop: trio.
     watch("uim_sessions", "WebSocket connections signed in.", lambda: house.switchboard.connections)
     watch("uim_sessions_in_line", "WebSocket connections that wait for their turn to open.", lambda: arrivals.waiting)
     watch("uim_sessions_sent_away", "WebSocket connections told to come back.", lambda: arrivals.sent_away, counts=True)
+    watch("uim_tasks", "Trio's tasks.", lambda: trio.lowlevel.current_statistics().tasks_living)
     watch("uim_draining", "1 once the server has been told to stop.", lambda: float(stop.is_set()))
     watch("uim_log_position", "The entry up to which this process has delivered.", lambda: house.tailer.position)
     watch("uim_writer_waiting", "Entries that wait for the writer.", lambda: writer.waiting)
