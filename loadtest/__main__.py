@@ -63,16 +63,20 @@ def main() -> None:
 
 def _command(workload: Workload[Any]) -> click.Command:
     def run_it(
-        url: str | None, database_url: str | None, json_file: Path | None, plot_file: Path | None, ceilings: bool, **parameters: Any
+        url: str | None, database_url: str | None, json_file: Path | None, plot_file: Path | None, ceilings: bool, processes: int,
+        **parameters: Any
     ) -> None:
         chosen = replace(workload.full, **parameters)
         found = Report(machine(url), [])
-        found.results.append(run(workload, chosen, Place(url, database_url), with_ceilings=ceilings))
+        found.results.append(run(workload, chosen, Place(url, database_url, processes), with_ceilings=ceilings))
         click.echo(terminal(found.results[0]))
         _keep(found, json_file, plot_file)
 
     ceilings = click.Option(["--ceilings"], is_flag=True, help="Measure before what the machine can do, and give shares of it.")
-    options: list[click.Parameter] = [*command_options(workload.full), URL, DATABASE_URL, JSON, PLOT, ceilings]
+    processes = click.Option(
+        ["--processes"], type=click.IntRange(1, 8), default=1, show_default=True, help="Of the server; devices connect to them in turn."
+    )
+    options: list[click.Parameter] = [*command_options(workload.full), URL, DATABASE_URL, JSON, PLOT, ceilings, processes]
     return click.Command(workload.name, callback=run_it, params=options, help=workload.told)
 
 

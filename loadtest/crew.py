@@ -32,7 +32,7 @@ ASK_EVERY_S: Final = 0.02
 SECOND_NS: Final = 1_000_000_000
 NEVER_NS: Final = 2**63
 # The WebSocket's URL, the plan, this process's seats; its number, and how many processes there are.
-Orders = tuple[str, Plan, list[Seat], tuple[int, int]]
+Orders = tuple[Plan, list[Seat], tuple[int, int]]
 
 
 class Lasts:
@@ -101,9 +101,9 @@ class Crew:
         self._times: dict[str, dict[int, Counts]] = defaultdict(lambda: defaultdict(Counter))
         self._metronome: Metronome | None = None
 
-    def run(self, websocket_url: str) -> None:
+    def run(self) -> None:
         try:
-            self._go_live(websocket_url)
+            self._go_live()
             self._pipe.send("live")
             self._pipe.send(self._talk(self._word()))
             self._fall_silent()
@@ -124,9 +124,9 @@ class Crew:
         witness.lasts = self._lasts.setdefault(seat.party, Lasts(seat.members - 1))
         return witness
 
-    def _go_live(self, url: str) -> None:
+    def _go_live(self) -> None:
         for seat, device in self._seats:
-            connection = self._loop.connect(f"{url}?last_sync_id=0", device, token=seat.token)
+            connection = self._loop.connect(f"{seat.websocket_url}?last_sync_id=0", device, token=seat.token)
             if isinstance(device, Talker):
                 self._talkers.append((connection, device))
             self._pipe.send(1)
@@ -234,8 +234,8 @@ def main(pipe: Pipe) -> None:
     # Ctrl-C is the director's, who ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        websocket_url, plan, seats, share = pipe.recv()
-        Crew(pipe, plan, seats, share).run(websocket_url)
+        plan, seats, share = pipe.recv()
+        Crew(pipe, plan, seats, share).run()
     except EOFError:
         # The director has gone.
         pass

@@ -32,9 +32,9 @@ LOOK_EVERY_S: Final = 0.2
 
 def perform(workload: str, target: Target, parties: Sequence[Party], plan: Plan, parameters: Any) -> Result:
     """`parameters`: the workload's; `generators` of them is how many processes. Raises Broken."""
-    shares = _divided(parties, plan, parameters.generators)
+    shares = _divided(parties, plan, parameters.generators, target.websocket_urls)
     with ExitStack() as stack:
-        orders = [(target.websocket_url, plan, seats, (number, len(shares))) for number, seats in enumerate(shares)]
+        orders = [(plan, seats, (number, len(shares))) for number, seats in enumerate(shares)]
         crews = _Crews([stack.enter_context(_crew(each)) for each in orders], target, plan)
         crews.await_live(sum(map(len, shares)))
         paces, server_s = crews.talk()
@@ -52,14 +52,15 @@ def perform(workload: str, target: Target, parties: Sequence[Party], plan: Plan,
     return Result(workload, asdict(parameters), figures, latencies, timeline(times["arrival"]))
 
 
-def _divided(parties: Sequence[Party], plan: Plan, generators: int) -> list[list[Seat]]:
-    """Seats for each process: whole parties in turn, or, where those are fewer, their members in turn."""
+def _divided(parties: Sequence[Party], plan: Plan, generators: int, urls: Sequence[str]) -> list[list[Seat]]:
+    """Seats for each process: whole parties in turn, or, where those are fewer, their members in turn; the server's processes in turn."""
     shares: list[list[Seat]] = [[] for _ in range(generators)]
     by_party = plan.is_last_timed or len(parties) >= generators
     at = 0
     for number, party in enumerate(parties):
         for place, member in enumerate(party.members):
-            seat = Seat(number, party.conversation_id, len(party.members), member.token, place < party.talkers)
+            url = urls[at % len(urls)]
+            seat = Seat(number, party.conversation_id, len(party.members), member.token, place < party.talkers, url)
             shares[(number if by_party else at) % generators].append(seat)
             at += 1
     return [share for share in shares if share]

@@ -24,13 +24,14 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One device. `party` is its conversation's number in the run."""
+    """One device, and the server process that it connects to. `party` is its conversation's number in the run."""
 
     party: int
     conversation_id: str
     members: int
     token: str
     is_talker: bool
+    websocket_url: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,14 @@ def migrated_databases() -> Iterator[Servers]:
 
 
 @contextmanager
-def whole_server(settings: Mapping[str, str] = LIMITS_OFF) -> Iterator[Target]:
+def whole_server(settings: Mapping[str, str] = LIMITS_OFF, processes: int = 1) -> Iterator[Target]:
     """A server that is ready, on fresh databases, with those settings."""
-    with migrated_databases() as servers, server_on(servers, settings) as target:
+    with migrated_databases() as servers, server_on(servers, settings, processes) as target:
         yield target
 
 
 @contextmanager
-def server_on(servers: Servers, settings: Mapping[str, str] = LIMITS_OFF) -> Iterator[Target]:
+def server_on(servers: Servers, settings: Mapping[str, str] = LIMITS_OFF, processes: int = 1) -> Iterator[Target]:
     """The same on databases that the run itself looks into."""
     secret = secrets.token_hex(32)
     given = dict(settings) | {
@@ -78,7 +78,7 @@ def server_on(servers: Servers, settings: Mapping[str, str] = LIMITS_OFF) -> Ite
             return start(target.port)
 
         target = start()
-        yield target
+        yield replace(target, others=tuple(running.enter_context(_serving(given, 0)) for _ in range(processes - 1)))
 
 
 @contextmanager

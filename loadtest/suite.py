@@ -35,6 +35,8 @@ class Place:
 
     url: str | None = None
     database_url: str | None = None
+    # Of a server that is started for the run.
+    processes: int = 1
 
     def server_for(self, workload: Workload[Any]) -> AbstractContextManager[Target]:
         if workload.brings_its_own:
@@ -42,7 +44,7 @@ class Place:
                 raise Missing(f"{workload.name} fills a database of its own, and asks a server on it: it takes no --url")
             return nullcontext(Target(""))
         if self.url is None:
-            return whole_server(workload.settings)
+            return whole_server(workload.settings, self.processes)
         return nullcontext(Target(self.url.rstrip("/"), database_url=self.database_url))
 
 

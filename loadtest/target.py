@@ -39,10 +39,17 @@ class Target:
     operations_url: str | None = None
     signing_key: tuple[str, bytes] | None = field(default=None, repr=False)
     restart: Callable[[], Target] | None = None
+    # The server's other processes, on the same database.
+    others: tuple[Target, ...] = ()
 
     @property
     def websocket_url(self) -> str:
         return self.url.replace("http", "ws", 1) + "/ws"
+
+    @property
+    def websocket_urls(self) -> list[str]:
+        """Of all its processes."""
+        return [each.websocket_url for each in (self, *self.others)]
 
     @property
     def port(self) -> int:
@@ -50,11 +57,15 @@ class Target:
         return parts.port or (443 if parts.scheme == "https" else 80)
 
     def processor_s(self) -> float | None:
-        """Seconds of processor time that its process has had."""
+        """Seconds of processor time that its processes have had."""
         if self.pid is None:
             return None
+        return self._own_processor_s(self.pid) + sum(each.processor_s() or 0.0 for each in self.others)
+
+    @staticmethod
+    def _own_processor_s(pid: int) -> float:
         # After the name, which may hold anything but ends with the last bracket: state is field 3, utime 14, stime 15.
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_kb(self) -> int | None:

@@ -209,13 +209,31 @@ def test_a_text_counts_when_it_has_come_to_the_last_member() -> None:
     assert list(lasts.times_ns) == [30, 7]
 
 
+URLS = ["ws://one/ws", "ws://two/ws"]
+
+
 def test_seats_of_a_party_stay_together_where_there_are_parties_enough() -> None:
     parties = [Party(f"c{number}", [Member("u", "t")] * 4, talkers=1) for number in range(3)]
     plan = Plan("p", 1.0, 200, window=1)
-    assert [[seat.party for seat in share] for share in director._divided(parties, plan, 2)] == [[0] * 4 + [2] * 4, [1] * 4]
-    assert [len(share) for share in director._divided(parties[:1], plan, 2)] == [2, 2]
+    assert [[seat.party for seat in share] for share in director._divided(parties, plan, 2, URLS)] == [[0] * 4 + [2] * 4, [1] * 4]
+    assert [len(share) for share in director._divided(parties[:1], plan, 2, URLS)] == [2, 2]
     together = replace(plan, is_last_timed=True)
-    assert [len(share) for share in director._divided(parties[:1], together, 2)] == [4]
+    assert [len(share) for share in director._divided(parties[:1], together, 2, URLS)] == [4]
+
+
+def test_devices_connect_to_the_processes_of_a_server_in_turn() -> None:
+    party = Party("c", [Member("u", "t")] * 4, talkers=1)
+    (seats,) = director._divided([party], Plan("p", 1.0, 200, window=1), 1, URLS)
+    assert [seat.websocket_url for seat in seats] == URLS * 2
+
+
+@pytest.mark.timeout(90)
+def test_a_server_of_two_processes_is_started_and_keeps_every_promise(tmp_path: Path) -> None:
+    file = tmp_path / "w1.json"
+    asked = ["w1", "--processes", "2", "--pairs", "2", "--seconds", "1", "--json", str(file)]
+    ran = CliRunner().invoke(commands.main, asked)
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(file.read_text())["results"][0]["figures"]["stored_share"] == 1
 
 
 def test_a_figure_that_is_missed_fails_and_one_that_was_not_measured_does_not_pass() -> None:
