@@ -81,6 +81,7 @@ class Visitor:
         "arrived",
         "confirmed",
         "device_id",
+        "has_come",
         "is_live",
         "is_measured",
         "opens",
@@ -104,6 +105,7 @@ class Visitor:
         self.repeats = 0
         self.said = 0
         self.is_live = False
+        self.has_come = False
         self.is_measured = False
         self.arrived: array[int] = array("q")
         self.acknowledged: array[int] = array("q")
@@ -145,7 +147,7 @@ class Visitor:
 
     def leave(self) -> None:
         """Its connection has ended."""
-        self.is_live = False
+        self.is_live = self.has_come = False
         self.unconfirmed = 0
 
     def _receive(self, said: _Payload, now_ns: int) -> None:
@@ -159,9 +161,11 @@ class Visitor:
         self.position = max(self.position, said.next_sync_id)
         self.is_live = not said.has_more
         # At once: the server waits for it before it sends the fifth page.
-        return self.confirm() + (self._repeated() if self.is_live else b"")
+        return self.confirm() + (self._repeated() if self.is_live and not self.has_come else b"")
 
     def _repeated(self) -> bytes:
+        """Once a connection: a page may come later too, for what was confirmed late."""
+        self.has_come = True
         for each in self.opens.values():
             each.is_repeated = True
         return b"".join(each.frame for each in self.opens.values())

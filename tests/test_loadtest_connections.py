@@ -46,6 +46,7 @@ def test_a_visitor_repeats_what_it_was_told_no_place_of_and_nothing_else() -> No
     assert list(talk.acknowledged) == [7]
     assert visitor.is_live
     assert visitor.position == 6
+    assert second not in visitor.take([_page(6)], 5), "a page that comes again on the same connection"
 
 
 def test_a_visitor_counts_what_comes_twice_and_keeps_it_once() -> None:

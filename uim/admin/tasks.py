@@ -45,7 +45,6 @@ _NAMES: Final = {
     "uim.listener.serve": "listener",
     "uim.admin.desk.run": "admin socket",
     "uim.live.session.Session._outbound": "outbound",
-    "uim.live.session.Session._heartbeat": "heartbeat",
     "uim.live.session.Session._catch_up": "catching up",
     "trio_websocket._impl.WebSocketConnection._reader_task": "frames from the socket",
     "uim.api.connection._hang_up_when_cancelled": "hanging up when cancelled",
@@ -302,7 +301,7 @@ def _shown(tree: Node, session: Session | None) -> ConnectionNode:
         session_id=str(outbox.session_id),
         address=session.address,
         connection_no=outbox.connection_no,
-        silent_s=round(trio.current_time() - session.heard_at, 3),
+        silent_s=round(trio.current_time() - outbox.heard_at, 3),
         open_sends=session.sends_open,
         outbox=depth_of(outbox),
     )

@@ -31,6 +31,8 @@ MAX_LATE: Final = 5_000
 KEPT_TIMES: Final = 32
 
 Receipt = dict[str, Any]
+# (id, conversation or None for a page's own end, somebody else's entry)
+Owed = tuple[int, UUID | None, bool]
 Time = TypeVar("Time")
 
 
@@ -82,6 +84,7 @@ class Outbox:
         "frames",
         "full_at",
         "gone",
+        "heard_at",
         "is_ready",
         "live",
         "login_id",
@@ -134,12 +137,13 @@ class Outbox:
         self.sent = 0
         self.told = self.told_ever = 0
         self.confirmed = 0
-        # (id, conversation or None for a page's own end, somebody else's entry)
-        self.unconfirmed: deque[tuple[int, UUID | None, bool]] = deque()
-        # What was sent before a resend: a device that was only slow may still confirm it. (Even an empty deque has 700 bytes.)
-        self._earlier: deque[tuple[int, UUID | None, bool]] | None = None
+        self.unconfirmed: deque[Owed] | tuple[()] = ()
+        # What was sent before a resend: a device that was only slow may still confirm it.
+        self._earlier: deque[Owed] | None = None
         self.pages = 0
         self.resends = 0
+        # When its device last sent a frame.
+        self.heard_at = trio.current_time()
         # When the oldest unconfirmed entry left, or the device last confirmed, whichever was later.
         self.progress_at = trio.current_time()
         # How many entries and pages were ever queued to be confirmed; of these, with the write under way, and gone.
@@ -192,6 +196,8 @@ class Outbox:
         self.push(data)
 
     def _owe(self, message_id: int, conversation_id: UUID | None, by_other: bool) -> None:
+        if not self.unconfirmed:
+            self.unconfirmed = deque()
         self.unconfirmed.append((message_id, conversation_id, by_other))
         self._owed += 1
 
@@ -294,12 +300,20 @@ class Outbox:
                 self.pages -= 1
             elif by_other:
                 delivered[conversation_id] = max(reached, delivered.get(conversation_id, 0))
+        if not self.unconfirmed:
+            self.unconfirmed = ()  # even an empty deque has 700 bytes
         if message_id > self.confirmed:
             self.confirmed = message_id
             self.resends = 0
             self.progress_at = trio.current_time()
             _keep(self.confirmations, (message_id, self.progress_at))
         return delivered
+
+    @property
+    def oldest_unconfirmed(self) -> int:
+        """Its id, where there is one."""
+        assert self.unconfirmed
+        return self.unconfirmed[0][0]
 
     @property
     def is_fresh(self) -> bool:
@@ -320,7 +334,7 @@ class Outbox:
         """Catch up once more from what is confirmed; first copies that arrived after all may still be confirmed."""
         last = self.unconfirmed[-1][0] if self.unconfirmed else self.confirmed
         self._earlier = deque([*self.unconfirmed, *(item for item in self._earlier or () if item[0] > last)])
-        self.unconfirmed.clear()
+        self.unconfirmed = ()
         self.pages = 0
         self.resends += 1
         self.sent = self._taking = self._written = self.confirmed
@@ -330,7 +344,7 @@ class Outbox:
     def start_at(self, position: int) -> None:
         """Forget what was sent: the next entry is the first above `position`, and what is told above it is not confirmed."""
         self.live = False
-        self.unconfirmed.clear()
+        self.unconfirmed = ()
         self._earlier = None
         self.pages = self.resends = 0
         self.sent = self.told = self.confirmed = self.began = self._taking = self._written = position

@@ -48,7 +48,7 @@ def look(outbox: Outbox, now: float) -> None:
             reason="not confirmed after five resends",
             user_id=str(outbox.user_id),
             device_id=outbox.device_id,
-            message_id=outbox.unconfirmed[0][0],
+            message_id=outbox.oldest_unconfirmed,
             unconfirmed=len(outbox.unconfirmed),
         )
         outbox.cut(Cut.UNCONFIRMED)
