@@ -1,10 +1,12 @@
 """`python -m loadtest.plot RESULTS.json FILE`: of each workload its latency over time, and its distribution by percentile.
 
-Rule: a process of its own, for matplotlib takes long to import; it draws to files alone (Agg), whose kind is their name's ending.
+And of what was asked at several sizes (growth, crowded) how it grows. Rule: a process of its own, for matplotlib takes long to import;
+it draws to files alone (Agg), whose kind is their name's ending.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,23 +26,54 @@ ROW_INCHES: Final = (13.0, 4.4)
 SLOWER: Final = [10 ** (-step / 20) for step in range(101)]
 TICKS: Final = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
 LEAST_SLOWER_TO_SHOW: Final = 5
+# A figure at a size, as growth.py and crowded.py name them.
+AT_A_SIZE: Final = re.compile(r"(?P<what>.+)_at_(?P<size>\d+)_(?P<unit>p50_ms|server_us)")
 # Not the server's.
 OWN: Final = "generator"
 
 
 def draw(results: Sequence[Result], file: Path) -> None:
-    """Those that have latencies. Raises ValueError for a kind of file that is not known."""
+    """Those that have latencies, or figures at several sizes. Raises ValueError for a kind of file that is not known."""
     timed = [result for result in results if any(each.count for each in result.latencies.values())]
-    if not timed:
+    grown = [result for result in results if result not in timed and _sizes(result, "p50_ms")]
+    if not timed and not grown:
         raise ValueError("no result has latencies to draw")
-    figure = Figure(figsize=(ROW_INCHES[0], ROW_INCHES[1] * len(timed)), layout="constrained")
+    figure = Figure(figsize=(ROW_INCHES[0], ROW_INCHES[1] * (len(timed) + len(grown))), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(timed), 2, squeeze=False)
-    for result, (left, right) in zip(timed, grid, strict=True):
+    grid = figure.subplots(len(timed) + len(grown), 2, squeeze=False)
+    for result, (left, right) in zip(grown, grid[len(timed) :], strict=True):
+        _draw_growth(left, _sizes(result, "p50_ms"), "median, ms")
+        _draw_growth(right, _sizes(result, "server_us"), "server, us of processor time a message")
+        left.set_title(title(result), loc="left", fontsize=9)
+    for result, (left, right) in zip(timed, grid[: len(timed)], strict=True):
         _draw_timeline(left, result.timeline, next(iter(result.latencies)).partition(" at ")[0])
         _draw_distribution(right, result.latencies)
         left.set_title(title(result), loc="left", fontsize=9)
     figure.savefig(file, dpi=120)
+
+
+def _sizes(result: Result, unit: str) -> dict[str, dict[int, float]]:
+    """By what was measured, its figure in that unit at each size."""
+    found: dict[str, dict[int, float]] = {}
+    for name, value in result.figures.items():
+        at = AT_A_SIZE.fullmatch(name)
+        if at is not None and at["unit"] == unit:
+            found.setdefault(at["what"].replace("_", " "), {})[int(at["size"])] = value
+    return {what: sizes for what, sizes in found.items() if len(sizes) > 1}
+
+
+def _draw_growth(axes: Axes, curves: dict[str, dict[int, float]], what: str) -> None:
+    if not curves:
+        axes.set_axis_off()
+        return
+    for name, sizes in curves.items():
+        axes.plot(list(sizes), list(sizes.values()), label=name, marker="o", linewidth=1.2)
+    axes.set_xscale("log")
+    axes.set_xlabel("size: messages in the log, or silent connections")
+    _scale(axes, what)
+    axes.set_ylabel(what)
+    axes.set_ylim(bottom=min(min(sizes.values()) for sizes in curves.values()) / 2)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7)
 
 
 def _draw_timeline(axes: Axes, timeline: Sequence[Moment], what: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from loadtest import absence, calls, group, growth, idle, lookups, pairs, reconnect, town
+from loadtest import absence, calls, crowded, group, growth, idle, lookups, pairs, reconnect, town
 from loadtest.result import Result
 from loadtest.servers import LIMITS_OFF
 from loadtest.target import Target
@@ -116,6 +116,15 @@ WORKLOADS: Final[tuple[Workload[Any], ...]] = (
         full=idle.Parameters(),
         quick=idle.Parameters(connections=1_000, steps="", idle_s=5.0),
         brief=idle.Parameters(connections=20, steps="5", idle_s=0.3),
+        settings={**LIMITS_OFF, "UIM_MAX_CONNECTIONS": "20000"},
+    ),
+    Workload(
+        "crowded",
+        "W1 beside 100, 1,000 and 10,000 who are connected and say nothing. What a message costs must not grow.",
+        crowded.run,
+        full=crowded.Parameters(),
+        quick=crowded.Parameters(connections=1_000, seconds=2.0),
+        brief=crowded.Parameters(connections=100, pairs=2, seconds=0.5),
         settings={**LIMITS_OFF, "UIM_MAX_CONNECTIONS": "20000"},
     ),
     Workload(
