@@ -54,7 +54,7 @@ from uim.chat import redelivery, silence
 from uim.chat.house import House, build_house
 from uim.chat.passwords import Passwords
 from uim.config import Settings
-from uim.errors import Cut
+from uim.errors import Cut, unavailable
 from uim.live.arrivals import Arrivals
 from uim.live.upgrade import WebSocketFront
 from uim.log import get_logger
@@ -156,7 +156,7 @@ async def serve(
     admission = Admission(trusted_proxies=settings.trusted_proxies)
     arrivals = Arrivals(per_user=settings.devices_per_user, randomness=random.Random())
     metrics = _metrics(house, admission, arrivals, stop)
-    checkup = Checkup(postgresql=house.pool.probe, redis=house.link.probe, disk=Path.cwd())
+    checkup = Checkup(postgresql=partial(_probe_database, house), redis=house.link.probe, disk=Path.cwd())
     http = HttpFront(_public_app(house, admission, metrics, checkup, stop))
     operations_http = HttpFront(operations_app(checkup, metrics, is_draining=stop.is_set))
     sockets_front = WebSocketFront(house, arrivals=arrivals, on_signed_in=admission.signed_in, is_draining=stop.is_set)
@@ -226,6 +226,13 @@ async def _log_id(database_url: str) -> UUID:
         except ConnectionLost as lost:
             log.warning("the database cannot be reached", error=str(lost).splitlines()[0])
             await trio.sleep(REST_S)
+
+
+async def _probe_database(house: House) -> None:
+    """One round trip, and whether it takes what is appended: a full disk answers too. Raises UIMError `unavailable`."""
+    if house.writer.trouble:
+        raise unavailable(house.writer.trouble)
+    await house.pool.probe()
 
 
 def _public_app(house: House, admission: Admission, metrics: Metrics, checkup: Checkup, stop: trio.Event) -> QuartTrio:

@@ -20,6 +20,7 @@ import trio
 
 from uim.chat.appending import MAX_BATCH, PLANS, Append, append_apart, entry_key, inserted, judged
 from uim.chat.line import Answer, Keeper, Key, Line, Text, Verb
+from uim.chat.outage import REST_S, Outage
 from uim.errors import UIMError, unavailable
 from uim.log import get_logger
 from uim.model.message import QUEUED, Draft, Entry, Posted, Queued
@@ -37,7 +38,6 @@ GIVE_UP_AFTER_S: Final = 8.0
 # one after 4.5 s.
 PATIENCE_S: Final = 1.0
 WRITERS: Final = Deadlines(connect_s=2.0, answer_s=3.5)
-REST_S: Final = 0.2
 LOOK_EVERY_S: Final = 0.1
 # Of a drain's time, what a database that may be hung has. Asking it to cancel takes another second, the spool up to two.
 APPENDS_SHARE: Final = 0.25
@@ -65,7 +65,6 @@ class Writer:
         self._url = database_url
         self._spool = spool
         self._give_up_after_s = give_up_after_s
-        self._patience_s = patience_s
         self._deadlines = deadlines
         self._on_appended = on_appended
         self._line: Line = deque()
@@ -77,9 +76,7 @@ class Writer:
         self._tx: Connection | None = None
         self._is_outdated = False
         self._down = trio.Event()
-        self._lost_at = 0.0
-        # Losses in mid-append without a success between: a batch that is too much for the database is tried in smaller ones.
-        self._losses = 0
+        self._outage = Outage(patience_s)
         self._closing = False
         self._append_by = self._end_at = inf
         self._under_way = trio.CancelScope()
@@ -159,6 +156,11 @@ class Writer:
         return len(self._line)
 
     @property
+    def trouble(self) -> str:
+        """Why what stands in line cannot be appended, for some time now, though a database may answer; else empty."""
+        return self._outage.trouble
+
+    @property
     def queued(self) -> int:
         """How many have been answered "queued" and not yet more than that."""
         return len(self._queued)
@@ -217,6 +219,7 @@ class Writer:
                 line.extendleft(reversed(self._in_hand))
                 self._lose(DatabaseAway("no answer in the time of a drain"))
         else:
+            self._outage.ended()
             self._wake = trio.Event()
             await self._wake.wait()
 
@@ -227,7 +230,8 @@ class Writer:
             await self._run_verb(item, line)
             return
         batch = [item]
-        at_most = max(1, MAX_BATCH >> self._losses)
+        # One that was too much for the database is tried in smaller ones.
+        at_most = max(1, MAX_BATCH >> self._outage.losses)
         while line and len(batch) < at_most and isinstance(text := line[0], Text):
             batch.append(text)
             line.popleft()
@@ -244,7 +248,7 @@ class Writer:
             line.extendleft(reversed(batch))
             self._lose(lost)
             return
-        self._losses = 0
+        self._outage.ended()
         self._tell(batch, drafts, outcomes)
 
     def _tell(self, batch: list[Text], drafts: list[Draft], outcomes: list[messages.Outcome | DatabaseError]) -> None:
@@ -306,7 +310,7 @@ class Writer:
                 line.appendleft(verb)
             self._lose(error)
         else:
-            self._losses = 0
+            self._outage.ended()
             for entry in append.entries:
                 entry.accepted_at = verb.give_up_at - self._give_up_after_s
             self._on_appended(append.entries)
@@ -315,13 +319,10 @@ class Writer:
     # -- an outage --------------------------------------------------------------------------------------------------------
 
     def _lose(self, lost: Exception) -> None:
-        log.warning("the writer lost its connection", error=str(lost).splitlines()[0])
         if self._tx is not None:
             self._tx.pgconn.finish()
             self._tx = None
-        if not self._losses:
-            self._lost_at = trio.current_time()
-        self._losses = min(self._losses + 1, 8)
+        self._outage.lost(lost)
         self._down.set()
 
     async def _come_back(self) -> None:
@@ -330,6 +331,7 @@ class Writer:
             await self._down.wait()
             if trio.current_time() >= self._append_by:
                 return  # there is no time left for it
+            await trio.sleep(self._outage.rest_s)
             while self._tx is None:
                 await self._reconnect()
             self._down = trio.Event()
@@ -343,7 +345,7 @@ class Writer:
             self._is_outdated = False
             self._tx = tx
         except ConnectionLost as lost:
-            log.info("the writer cannot reach the database", error=str(lost).splitlines()[0])
+            self._outage.note(lost)
             await trio.sleep(REST_S)
 
     async def _stand_by(self) -> None:
@@ -351,7 +353,7 @@ class Writer:
         if not self._down.is_set():  # closed under us, between two turns
             self._lose(DatabaseAway("the connection is closed"))
         self._refuse_late()
-        is_outage = self._closing or trio.current_time() >= self._lost_at + self._patience_s
+        is_outage = self._closing or self._outage.is_long
         if is_outage and self._line and self._spool is not None:
             with trio.CancelScope(shield=True, deadline=self._end_at) as self._under_way:
                 if await self._queue_up(self._spool):
