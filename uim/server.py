@@ -4,7 +4,7 @@
     ├─ redis link, bus           what may be lost, and what other processes say
     ├─ log writer, spool         group commit; what waits through an outage
     ├─ log tailer                next id in line → the connections of this process
-    ├─ receipts and cursors      written behind; announcements; redelivery; silence
+    ├─ receipts and cursors      written behind; announcements; redelivery
     ├─ farewell                  what follows when an account is deleted
     ├─ listeners                 one port: HTTP connections and WebSocket sessions; another for operations
     └─ admin socket              where the above is asked what it does
@@ -50,7 +50,7 @@ from uim.api.profiles import add_profiles
 from uim.api.routes import Routes, register
 from uim.api.search import add_search
 from uim.api.sync import add_sync
-from uim.chat import redelivery, silence
+from uim.chat import redelivery
 from uim.chat.house import House, build_house
 from uim.chat.passwords import Passwords
 from uim.config import Settings
@@ -170,7 +170,6 @@ async def serve(
             # By the room's own name, for two of them run the same function.
             await tree.start(room.run, name=f"{type(room).__module__}.{type(room).__name__}.run")
         await tree.start(redelivery.run, house.switchboard)
-        await tree.start(silence.run, house.switchboard)
         await tree.start(house.indexer.run)
         await tree.start(house.spool.run)
         await tree.start(house.typing.run)

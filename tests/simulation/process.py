@@ -18,7 +18,7 @@ from tests.simulation.clients import Connection
 from tests.simulation.database import Killed
 from tests.simulation.pipes import End, connection
 from uim.admission import Peer
-from uim.chat import redelivery, silence
+from uim.chat import redelivery
 from uim.chat.house import House, build_house
 from uim.listener import ByteStream, Deadlines
 from uim.live.arrivals import Arrivals
@@ -85,7 +85,6 @@ class Process:
         for room in rooms:
             await tree.start(room.run)
         await tree.start(redelivery.run, house.switchboard)
-        await tree.start(silence.run, house.switchboard)
         await tree.start(house.spool.run)
         await tree.start(house.typing.run)
         await tree.start(house.offline.run)

@@ -30,11 +30,11 @@ from tests.test_cli import environment, started
 from tests.test_cli import settings_for as variables_for
 from uim import listener
 from uim.admission import Admission
-from uim.chat.silence import SILENCE_S
 from uim.cli.binding import address_of, listen
 from uim.config import Bind
 from uim.errors import Cut
 from uim.live.arrivals import Arrivals
+from uim.live.session import SILENCE_S
 from uim.live.upgrade import WebSocketFront
 
 pytestmark = pytest.mark.timeout(60)

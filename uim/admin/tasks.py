@@ -45,6 +45,7 @@ _NAMES: Final = {
     "uim.listener.serve": "listener",
     "uim.admin.desk.run": "admin socket",
     "uim.live.session.Session._outbound": "outbound",
+    "uim.live.session.Session._heartbeat": "heartbeat",
     "uim.live.session.Session._catch_up": "catching up",
     "trio_websocket._impl.WebSocketConnection._reader_task": "frames from the socket",
     "uim.api.connection._hang_up_when_cancelled": "hanging up when cancelled",

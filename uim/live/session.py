@@ -1,4 +1,4 @@
-"""One connection's life: a scope, and in it inbound and outbound.
+"""One connection's life: a scope, and in it inbound, outbound and heartbeat.
 
 Everything that ends a connection ends this scope: the peer leaving, a cut with its reason, a bug. What belongs to the connection
 (its place in the switchboard, its key in Redis, its cursor) is given back by leaving. Rule: one scope, one reason, one error
@@ -29,6 +29,7 @@ from uim.store import cursors
 from uim.wire.codec import Malformed, Refused
 from uim.wire.frames import MAX_FRAME_IN_BYTES, ClientFrame, error_frame
 
+SILENCE_S: Final = 90.0
 GOODBYE_S: Final = 3.0
 LAST_WORDS_S: Final = 1.0
 MALFORMED_ALLOWED: Final = 2
@@ -123,6 +124,7 @@ class Session:
                     async with trio.open_nursery() as nursery:
                         self._nursery = nursery
                         nursery.start_soon(self._outbound)
+                        nursery.start_soon(self._heartbeat)
                         await self._begin()
                         await self._inbound()
                         nursery.cancel_scope.cancel()
@@ -140,7 +142,7 @@ class Session:
                 with trio.move_on_after(GOODBYE_S, shield=True):
                     await self._say_goodbye()
 
-    # -- the two children -------------------------------------------------------------------------------------------------
+    # -- the three children -----------------------------------------------------------------------------------------------
 
     async def _inbound(self) -> None:
         """Frame by frame, in order: the next is not read before this one has been taken. Returns when the peer has gone."""
@@ -194,6 +196,15 @@ class Session:
                     outbox.put_back(data)  # for the goodbye: an answer that was ready is still given
                 raise
             outbox.written(len(data))
+
+    async def _heartbeat(self) -> None:
+        """Any frame is a sign of life; after 90 s without one the connection ends."""
+        while True:
+            silent_s = trio.current_time() - self.outbox.heard_at
+            if silent_s >= SILENCE_S:
+                self.cut(Cut.SILENT)
+                return
+            await trio.sleep(SILENCE_S - silent_s)
 
     # -- beginning --------------------------------------------------------------------------------------------------------
 
