@@ -48,9 +48,10 @@ class Receipts:
         # Up to where a reader's own devices here were last told that it has read.
         self._own_reads: OrderedDict[tuple[UUID, UUID], int] = OrderedDict()
         self._wake = trio.Event()
-        # Set when the batch that is being gathered is stored; those of batches that failed wait with it.
+        # Set when the batch that is being gathered is stored; those of batches that failed, while somebody waits for them.
         self._stored = trio.Event()
         self._failed: list[trio.Event] = []
+        self._is_cut_off = False
         self._closing = False
         self.drained = trio.Event()
 
@@ -92,10 +93,14 @@ class Receipts:
                 await trio.sleep(GATHER_S)
             try:
                 await self.flush()
+                self._is_cut_off = False
             except UIMError as refused:
                 if refused.code != "unavailable":
                     raise
-                log.warning("receipts wait for the database", receipts=len(self._marks), cursors=len(self._moves))
+                # Once: it may be tried for hours.
+                if not self._is_cut_off:
+                    log.warning("receipts wait for the database", receipts=len(self._marks), cursors=len(self._moves))
+                self._is_cut_off = True
                 if not self._closing:
                     await trio.sleep(REST_S)
         self.drained.set()
@@ -114,7 +119,7 @@ class Receipts:
             await self._store(marks)
         except BaseException:
             self._keep(marks, moves)
-            self._failed.append(stored)
+            self._failed = [event for event in (*self._failed, stored) if event.statistics().tasks_waiting]
             raise
         stored.set()
         while self._failed:
