@@ -196,3 +196,21 @@ async def test_redis_killed_and_back(reachable_folder: Path) -> None:
                 with redis.Redis.from_url(url) as other:
                     assert other.pubsub_numsub("news") == [(b"news", 1)]
             nursery.cancel_scope.cancel()
+
+
+async def test_one_that_takes_no_writes_is_told_by_the_probe_and_its_refusals_do_not_fill_the_log(redis_url: str) -> None:
+    async with linked(redis_url) as link:
+        await link.probe()
+        with redis.Redis.from_url(redis_url) as client, structlog.testing.capture_logs() as logged:
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            try:
+                for number in range(500):
+                    link.send("SET", f"key{number}", "x")
+                with pytest.raises(RedisAway, match="read only"):
+                    await link.probe()
+                assert link.is_up, "what it can be asked it answers"
+            finally:
+                client.execute_command("REPLICAOF", "NO", "ONE")
+        await link.probe()
+        assert link.refused == 500
+    assert [line["event"] for line in logged] == ["redis refused a command"]

@@ -279,6 +279,7 @@ def _metrics(house: House, admission: Admission, arrivals: Arrivals, stop: trio.
     watch("uim_appends", "Batches of texts that this process has appended.", lambda: writer.appends, counts=True)
     watch("uim_dead_letters", "Texts that no database would take; look at the log.", lambda: writer.dead_letters, counts=True)
     watch("uim_offline_pushed", "Entries pushed to offline queues.", lambda: house.offline.pushed, counts=True)
+    watch("uim_redis_refused", "Commands that Redis refused, whose answer nobody needed.", lambda: house.link.refused, counts=True)
     watch("uim_redis_up", "1 while Redis answers.", lambda: float(house.link.is_up))
     return metrics
 

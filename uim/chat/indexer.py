@@ -33,6 +33,7 @@ class Indexer:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._drop_at = 0.0
+        self._is_cut_off = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Pack until cancelled; what is half done then is rolled back. Waits while the database is away."""
@@ -42,13 +43,17 @@ class Indexer:
                 async with await connect(self._url, name="indexer", settings=_SETTINGS) as tx:
                     await self._follow(tx)
             except ConnectionLost as lost:
-                log.warning("packing for search waits for the database", error=str(lost).splitlines()[0])
+                # Once: it may be away for hours.
+                if not self._is_cut_off:
+                    log.warning("packing for search waits for the database", error=str(lost).splitlines()[0])
+                self._is_cut_off = True
                 await trio.sleep(REST_S)
 
     async def _follow(self, tx: Connection) -> None:
         while True:
             began_at = trio.current_time()
             more = await step(tx)
+            self._is_cut_off = False
             if began_at >= self._drop_at and not more:
                 more = await drop(tx)
                 self._drop_at = began_at if more else began_at + DROP_EVERY_S

@@ -65,7 +65,7 @@ class Spool:
         self._on_appended = on_appended
         self._settle = settle
         self._max_bytes = max_bytes
-        self._trouble = ""
+        self._trouble = self._waits_for = ""
         self.drained = self.dead_letters = 0
 
     # -- for the writer ---------------------------------------------------------------------------------------------------------
@@ -115,12 +115,19 @@ class Spool:
                 async with await connect(self._url, name="spool", settings=PLANS) as tx:
                     await self._settle(tx)
                     await self._drain(tx)
+            self._waits_for = ""
         except RedisAway as away:
-            log.info("draining waits for redis", error=str(away))
+            self._wait("redis", away)
         except ConnectionLost as lost:
-            log.info("draining waits for the database", error=str(lost).splitlines()[0])
+            self._wait("the database", lost)
         except _Elsewhere:
             return
+
+    def _wait(self, what: str, why: Exception) -> None:
+        """Told once: it is looked for each second, for hours perhaps."""
+        if self._waits_for != what:
+            log.info(f"draining waits for {what}", error=next(iter(str(why).splitlines()), ""))
+        self._waits_for = what
 
     async def _drain(self, tx: Connection) -> None:
         while self._is_settled() and (spooled := await store.oldest(self._link, self._log_id, MAX_BATCH)):

@@ -29,6 +29,10 @@ PING_EVERY_S: Final = 1.0
 # Between tries to come back: twice as long each time, and drawn, so that many processes do not come at once.
 LEAST_REST_S: Final = 0.25
 MOST_REST_S: Final = 2.0
+# One that is full, or a replica, refuses each of a thousand commands a second.
+REFUSALS_TOLD_EVERY_S: Final = 10.0
+# Written at each question for its health: one that takes no writes answers a PING too.
+PROBE: Final = ("SET", "uim:probe", "1", "EX", 60)
 
 log = get_logger(__name__)
 
@@ -97,7 +101,7 @@ class _Rest:
 class RedisLink:
     """One a process. `run` is its task; `send` and `call` are for everybody else.
 
-    `is_up`: Redis answers; `hears`: the channels are heard. `chance` draws from 0 to 1.
+    `is_up`: Redis answers; `hears`: the channels are heard; `refused`: commands that it has refused. `chance` draws from 0 to 1.
     """
 
     def __init__(self, url: str, chance: Callable[[], float] = random.random) -> None:
@@ -110,6 +114,8 @@ class RedisLink:
         self.hears = False
         self._tried = trio.Event()
         self._ended = False
+        self.refused = self._refusals_told = 0
+        self._tell_refusals_at = 0.0
         self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
 
     def subscribe(
@@ -156,8 +162,8 @@ class RedisLink:
         return [call.reply for call in calls]
 
     async def probe(self) -> None:
-        """One round trip, and whether the channels are heard; raises RedisAway."""
-        await self.call("PING")
+        """Whether it takes a write, and the channels are heard; raises RedisAway."""
+        await self.call(*PROBE)
         if self._channels and not self.hears:
             raise RedisAway("its channels are not heard")
 
@@ -205,6 +211,8 @@ class RedisLink:
             self._came_back()
             for call, reply in zip(batch, replies, strict=False):
                 _settle(call, reply)
+                if call.done is None and isinstance(reply, redis.exceptions.ResponseError):
+                    self._note_refusal(call, reply)
 
     async def _pump_durably(self) -> None:
         """Pipelines that end with WAITAOF: their replies count once it has given 1."""
@@ -235,6 +243,14 @@ class RedisLink:
         self.is_up = False
         self._tried.set()
         self._usual.fail(batch, str(why))
+
+    def _note_refusal(self, call: _Call, why: Exception) -> None:
+        self.refused += 1
+        now = trio.current_time()
+        if now >= self._tell_refusals_at:
+            times = self.refused - self._refusals_told
+            log.warning("redis refused a command", command=str(call.command[0]), error=str(why), times=times)
+            self._refusals_told, self._tell_refusals_at = self.refused, now + REFUSALS_TOLD_EVERY_S
 
     async def _listen(self) -> None:
         """The subscription, made again whenever it breaks."""
@@ -291,5 +307,3 @@ def _settle(call: _Call, reply: Any) -> None:
     call.reply = reply
     if call.done is not None:
         call.done.set()
-    elif isinstance(reply, redis.exceptions.ResponseError):
-        log.warning("redis refused a command", command=str(call.command[0]), error=str(reply))
