@@ -13,14 +13,19 @@ from pathlib import Path
 import click
 import trio
 
-from tests.faults.kills import ALL, KINDS, RATE, carry_out, plan
+from tests.faults.kills import ALL, DRAIN, KINDS, RATE, carry_out, plan
 from tests.faults.world import SOURCE
 
 
 @click.command(help="Kill UIM's server, PostgreSQL and Valkey under load, and hold what clients were told against what is there.")
 @click.option("--kills", type=click.IntRange(1), default=60, show_default=True)
 @click.option("--seed", type=int, help="Of the plan; a random one if not given.")
-@click.option("--what", default=",".join(KINDS), show_default=True, help="What is killed, by commas; `all`: everything at once.")
+@click.option(
+    "--what",
+    default=",".join(KINDS),
+    show_default=True,
+    help="What is killed, by commas; `all`: everything at once; `drain`: into a drain.",
+)
 @click.option("--processes", type=click.IntRange(1, 8), default=1, show_default=True, help="How many `uim serve` there are.")
 @click.option("--rate", type=click.FloatRange(0.1, 200), default=RATE, show_default=True, help="Texts a second of each of 6 devices.")
 @click.option(
@@ -31,8 +36,8 @@ from tests.faults.world import SOURCE
 )
 def main(kills: int, seed: int | None, what: str, processes: int, rate: float, source: Path) -> None:
     kinds = [kind.strip() for kind in what.split(",") if kind.strip()]
-    if not kinds or not set(kinds) <= {*KINDS, ALL}:
-        raise click.UsageError(f"--what is one or more of {', '.join(KINDS)}, {ALL}")
+    if not kinds or not set(kinds) <= {*KINDS, ALL, DRAIN}:
+        raise click.UsageError(f"--what is one or more of {', '.join(KINDS)}, {ALL}, {DRAIN}")
     seed = seed if seed is not None else random.SystemRandom().randrange(10**6)
     planned = plan(seed, kills, kinds, processes)
     click.echo(f"seed {seed}")

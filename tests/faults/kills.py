@@ -2,8 +2,9 @@
 
 A kill strikes a random time after the k-th acknowledgement since the last one; or, one in five, while what was killed before
 is still starting; or, three in ten of those of a server or of Redis, in an outage: PostgreSQL is killed first, and stays away
-until some texts are queued and the victim is dead. What was killed starts again as under systemd, as often as it takes. Rule: the
-seed fixes the plan; what the processes do meanwhile nobody can fix, so a seed that failed is worth repeating, not certain to fail.
+until some texts are queued and the victim is dead. `drain` aims into the drain of what is left then (drains.py). What was killed
+starts again as under systemd, as often as it takes. Rule: the seed fixes the plan; what the processes do meanwhile nobody can fix,
+so a seed that failed is worth repeating, not certain to fail.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 
 import httpx
 import trio
 
 from tests.faults.accounts import ANSWER_WITHIN_S, Door
+from tests.faults.drains import Moment, NoDrain, in_a_drain
 from tests.faults.party import Party, gather
 from tests.faults.process import Ended, NotReady, Process
 from tests.faults.world import SOURCE, World, world
@@ -27,6 +29,11 @@ from tests.faults.world import SOURCE, World, world
 KINDS = ("uim", "postgres", "redis")
 # All processes in one step, as when a machine's power goes (but its disks keep what was written).
 ALL = "all"
+# Of all servers, or of PostgreSQL, while what is left in the spool is drained.
+DRAIN = "drain"
+LEAST_LEFT, MOST_LEFT = 8, 24
+# Before a drain: a server that has just started knows no conversation, and queues for none that nobody has written to.
+LEAST_ACKS = 15
 MOST_ACKS = 25
 MOST_QUEUED = 12
 MOST_DELAY_MS = 30.0
@@ -58,12 +65,14 @@ class Kill:
     after_queued: int
     delay_ms: float
     away_ms: float
+    moment: Moment | None = None
 
     def __str__(self) -> str:
         if self.after_queued:
             since = f"text {self.after_queued} was queued in an outage"
         else:
             since = f"acknowledgement {self.after_acks}" if self.after_acks else "the kill before"
+        since = f"the drain began: {self.moment.value}; {since}" if self.moment else since
         away = f", away for {self.away_ms:.0f} ms" if self.away_ms else ""
         return f"{self.delay_ms:.1f} ms after {since}{away}"
 
@@ -74,7 +83,11 @@ def plan(seed: int, kills: int, what: Sequence[str] = KINDS, processes: int = 1)
     kinds = [what[number % len(what)] for number in range(kills)]
     rng.shuffle(kinds)
     made: list[Kill] = []
+    moments = cycle(Moment)
     for kind in kinds:
+        if kind == DRAIN:
+            made.append(Kill(DRAIN, 0, rng.randint(LEAST_ACKS, MOST_ACKS), rng.randint(LEAST_LEFT, MOST_LEFT), 0.0, 0.0, next(moments)))
+            continue
         victim = rng.randrange(processes) if kind == "uim" else 0
         after_outage = bool(made and made[-1].after_queued)
         if kind in ("uim", "redis") and "postgres" in what and rng.random() < 0.3:
@@ -185,9 +198,12 @@ class Run:
             await nursery.start(self.party.run)
             self.party.talks = True
             for number, kill in enumerate(kills, 1):
-                victims = list(chain(*keepers.values())) if kill.what == ALL else [keepers[kill.what][kill.victim]]
-                await self._strike(number, kill, victims, keepers["postgres"][0])
-                if number == len(kills) or number % CHECK_EVERY == 0:
+                victims = list(chain(*keepers.values())) if kill.what in (ALL, DRAIN) else [keepers[kill.what][kill.victim]]
+                if kill.moment is not None:
+                    await self._strike_in_drain(number, kill, kill.moment, keepers["uim"], keepers["postgres"][0])
+                else:
+                    await self._strike(number, kill, victims, keepers["postgres"][0])
+                if number == len(kills) or number % CHECK_EVERY == 0 or kill.moment is not None:
                     await self._check(chain(*keepers.values()), is_last=number == len(kills))
                 if self.verdict.faults:
                     break
@@ -199,10 +215,42 @@ class Run:
         if self.verdict.faults:
             self.verdict.tails = self.world.tails()
 
+    async def _makes_progress(self, acks: int) -> bool:
+        if not acks or await self.party.acknowledge(acks, PROGRESS_WITHIN_S):
+            return True
+        self.verdict.faults.append(f"no progress: not {acks} texts were acknowledged within {PROGRESS_WITHIN_S:g} s")
+        self.verdict.faults += self.party.under_way()
+        return False
+
+    async def _strike_in_drain(
+        self, number: int, kill: Kill, moment: Moment, servers: Sequence[_Keeper], postgres: _Keeper
+    ) -> None:
+        if not await self._makes_progress(kill.after_acks):
+            return
+        await postgres.up()
+        postgres.kill(LONG_S)
+        if not await self.party.queue(kill.after_queued, QUEUED_WITHIN_S):
+            self.verdict.faults.append(f"not {kill.after_queued} texts were queued within {QUEUED_WITHIN_S:g} s")
+            return
+        for server in servers:
+            server.kill(LONG_S)
+        postgres.away_for(0.0)
+        await postgres.up()
+        await postgres.process.ready()
+        victims = [postgres] if moment is Moment.POSTGRES_AT_APPEND else servers
+        try:
+            await in_a_drain(
+                self.world,
+                moment,
+                start=lambda: [server.away_for(0.0) for server in servers],
+                strike=lambda: [victim.kill(0.0) for victim in victims],
+            )
+        except NoDrain as none:
+            self.verdict.faults.append(str(none))
+        self._tell(number, kill, victims)
+
     async def _strike(self, number: int, kill: Kill, victims: Sequence[_Keeper], postgres: _Keeper) -> None:
-        if kill.after_acks and not await self.party.acknowledge(kill.after_acks, PROGRESS_WITHIN_S):
-            self.verdict.faults.append(f"no progress: not {kill.after_acks} texts were acknowledged within {PROGRESS_WITHIN_S:g} s")
-            self.verdict.faults += self.party.under_way()
+        if not await self._makes_progress(kill.after_acks):
             return
         if kill.after_queued:
             await postgres.up()
@@ -216,6 +264,9 @@ class Run:
             victim.kill(0.0 if kill.after_queued else kill.away_ms / 1000)
         if kill.after_queued:
             postgres.away_for(kill.away_ms / 1000)
+        self._tell(number, kill, victims)
+
+    def _tell(self, number: int, kill: Kill, victims: Sequence[_Keeper]) -> None:
         self.verdict.kills[kill.what] += 1
         names = " ".join(victim.process.name for victim in victims)
         self.tell(f"{number:4} {trio.current_time() - self.began_at:6.1f} s {names} {kill}; {self._count()}")

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.faults.__main__ import main
-from tests.faults.kills import ALL, KINDS, carry_out, plan
+from tests.faults.drains import Moment
+from tests.faults.kills import ALL, DRAIN, KINDS, carry_out, plan
 from tests.faults.world import SOURCE
 
 KILLS = 20
@@ -29,6 +30,13 @@ async def test_after_kills_everything_acknowledged_is_there_once_and_in_order(se
     assert not verdict.faults, f"{verdict}\n{verdict.tails}"
     assert sum(verdict.kills.values()) == KILLS + 1
     assert verdict.counts["sent"] >= KILLS * 10, "they were struck under load"
+
+
+@pytest.mark.timeout(180)
+async def test_after_kills_in_the_middle_of_a_drain_nothing_is_lost_and_nothing_doubled() -> None:
+    verdict = await carry_out(plan(1, 2 * len(Moment), [DRAIN]), seed=1)
+    assert not verdict.faults, f"{verdict}\n{verdict.tails}"
+    assert verdict.kills[DRAIN] == 2 * len(Moment)
 
 
 @pytest.mark.timeout(180)
@@ -48,7 +56,7 @@ def test_a_server_whose_commits_are_not_yet_on_disk_when_it_acknowledges_is_foun
 def test_what_cannot_be_killed_is_told() -> None:
     told = CliRunner().invoke(main, ["--what", "uim,mysql"])
     assert told.exit_code == 2
-    assert "--what is one or more of uim, postgres, redis, all" in told.output
+    assert "--what is one or more of uim, postgres, redis, all, drain" in told.output
 
 
 def test_a_seed_makes_one_plan_and_another_seed_another() -> None:
