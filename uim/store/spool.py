@@ -67,7 +67,9 @@ async def oldest(link: RedisLink, log_id: UUID, count: int) -> list[Spooled]:
 
 
 def _spooled(spool_id: str, fields: dict[bytes, bytes] | Sequence[bytes]) -> Spooled:
-    data = fields[b"draft"] if isinstance(fields, dict) else fields[1]
+    pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=False))
+    # Whoever else may write there: an entry that is none of ours is one that cannot be read.
+    data = pairs.get(b"draft", b"")
     try:
         said = msgspec.msgpack.decode(data, type=_Packed)
     except UNREADABLE:
