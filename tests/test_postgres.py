@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -130,10 +131,19 @@ async def test_a_transaction_is_committed_at_its_end_and_rolled_back_on_any_exce
 
 async def test_an_error_in_a_statement_is_its_callers_and_the_connection_goes_on(pool: Pool) -> None:
     pid = await pid_of(pool)
-    with pytest.raises(psycopg.errors.UndefinedTable):
+    with pytest.raises(psycopg.errors.DivisionByZero):
         async with pool.connection() as tx:
-            await tx.execute("select * from nowhere")
+            await tx.execute("select 1 / 0")
     assert await pid_of(pool) == pid
+
+
+async def test_a_table_that_is_not_there_makes_the_database_unavailable_and_its_operator_is_told_which(pool: Pool) -> None:
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            with pytest.raises(UIMError, match="away"):
+                async with pool.connection() as tx:
+                    await tx.execute("select * from nowhere")
+    assert [line["error"] for line in logged] == ['relation "nowhere" does not exist']
 
 
 # --- connections that are no more ---

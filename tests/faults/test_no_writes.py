@@ -1,4 +1,4 @@
-"""A database that lets us in and takes no writes: its disk is full, it is read-only, a quota is used up.
+"""A database that lets us in and takes no writes: its disk is full, it is read-only, we lost our rights, a table is being restored.
 
 It is away like any other: queued, told to the operator, and asked again now and then, not without end.
 """
@@ -25,7 +25,7 @@ WATCHED_S = 3.0
 # A second between two, and at first some quick ones; without any rest there were 70.
 MOST_TRIES = 12
 
-DISK_FULL, READ_ONLY = "53100", "25006"
+DISK_FULL, READ_ONLY, NOT_ALLOWED = "53100", "25006", "42501"
 
 
 @dataclass
@@ -51,7 +51,7 @@ async def scene(database_url: str, redis_url: str) -> AsyncIterator[Scene]:
         yield Scene(desk, proxy, redis_url)
 
 
-@pytest.mark.parametrize("sqlstate", [DISK_FULL, READ_ONLY])
+@pytest.mark.parametrize("sqlstate", [DISK_FULL, READ_ONLY, NOT_ALLOWED])
 async def test_it_is_asked_now_and_then_and_what_was_queued_is_sent_soon_after_it_takes_writes(scene: Scene, sqlstate: str) -> None:
     alice, bob = await scene.desk.people("alice", "bob")
     pair = await scene.desk.pair(alice, bob)
@@ -110,3 +110,21 @@ async def test_health_is_failed_while_a_text_waits_for_the_disk(scene: Scene, da
         with trio.fail_after(WAIT_S):
             while (await server.http.get("/health")).json()["status"] != "ok":
                 await trio.sleep(0.2)
+
+
+@pytest.mark.parametrize("table", ["messages", "participations", "receipts", "device_cursors", "bus_words", "logins", "log_epochs"])
+async def test_while_a_table_is_not_there_everybody_stays_and_nothing_is_lost(scene: Scene, database_url: str, table: str) -> None:
+    async with serving(settings_for(database_url, scene.redis_url)) as server:
+        alice, bob = await server.register("alice"), await server.register("bob")
+        pair = await server.pair(alice, bob)
+        laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
+        await phone.reached((await laptop.say(pair, "before"))["message_id"])
+        await scene.desk.run(f"alter table {table} rename to put_away")
+        said = await laptop.say(pair, "during", "m1")
+        assert said["status"] in ("queued", "sent"), said
+        await trio.sleep(1.0)  # long enough for each room to ask the database
+        await scene.desk.run(f"alter table put_away rename to {table}")
+        last = await laptop.say(pair, "after", "m2")
+        with trio.fail_after(WAIT_S):
+            await phone.until(lambda: phone.contents() == ["before", "during", "after"])
+        assert last["type"] == "MESSAGE_ACK" and not laptop.ended.is_set() and not phone.ended.is_set()

@@ -114,7 +114,7 @@ async def _apply(tx: Connection, migration: Migration) -> None:
     except psycopg.errors.LockNotAvailable:
         raise
     except psycopg.Error as error:
-        if isinstance(error, postgres.ConnectionLost):
+        if isinstance(error, postgres.ServerLost):
             raise
         raise MigrationError(f"{migration.name}.sql{_line_of(error, migration)}: {str(error).splitlines()[0]}") from error
     await tx.execute(

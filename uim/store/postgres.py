@@ -21,6 +21,7 @@ from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
 
 from uim.errors import unavailable
+from uim.log import get_logger
 
 CHECK_AFTER_IDLE_S: Final = 30.0
 CANCEL_WITHIN_S: Final = 1.0
@@ -35,11 +36,22 @@ DatabaseError = psycopg.Error
 DatabaseAway = psycopg.OperationalError
 # What a server or a network that goes away looks like; also a statement over its time-out, a server that takes no writes for
 # now (a standby, or one whose disk is nearly full): no text is to blame for these.
-ConnectionLost = (
+ServerLost = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.errors.ReadOnlySqlTransaction,
 )
+# A server that is there, while our tables are not, or not for us: they are being restored, rights were taken away. Nor for these.
+Unfit = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.InvalidSchemaName,
+)
+ConnectionLost = (*ServerLost, *Unfit)
+
+
+log = get_logger(__name__)
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -188,6 +200,7 @@ class Pool:
         self._slots = trio.Semaphore(size)
         self._idle: list[Connection] = []
         self._is_away = self._is_asking = False
+        self._unfit = ""
         self._settings = {**BY_INDEX, "statement_timeout": f"{int(statement_timeout_s * 1000)}"}
 
     @asynccontextmanager
@@ -206,6 +219,8 @@ class Pool:
             self.close_idle()
             if isinstance(lost, NoAnswer):
                 self._is_away = True
+            if isinstance(lost, Unfit):
+                self._note_unfit(in_short(lost))
             raise unavailable() from lost
         finally:
             self._slots.release()
@@ -269,6 +284,12 @@ class Pool:
         """Close what is not lent: after an outage their other ends are gone."""
         while self._idle:
             self._idle.pop().pgconn.finish()
+
+    def _note_unfit(self, why: str) -> None:
+        """Told once until it changes: callers hear no more than that the database is away."""
+        if why != self._unfit:
+            log.error("the database is not as it must be", error=why, alert=True)
+        self._unfit = why
 
     async def probe(self) -> None:
         """One round trip; raises UIMError `unavailable`."""
