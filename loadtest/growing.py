@@ -7,10 +7,16 @@ looked at (a server elsewhere) is left out, not guessed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
+from typing import Final
 
 from loadtest.target import Target
+
+LOOK_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,23 @@ class Look:
 class Growing:
     target: Target
     looks: list[Look] = field(default_factory=list)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, it is looked at every second, by a thread: what a server is asked it may take its time to answer."""
+        over = Event()
+
+        def watch() -> None:
+            while not over.wait(LOOK_EVERY_S):
+                self.look()
+
+        with ThreadPoolExecutor(1) as thread:
+            watching = thread.submit(watch)
+            try:
+                yield
+            finally:
+                over.set()
+            watching.result()
 
     def look(self) -> Look:
         seen = {

@@ -28,7 +28,7 @@ from loadtest.visits import Visits, raise_open_files
 LIVE_WITHIN_S: Final = 120.0
 WARM_UP_SHARE: Final = 0.2
 WARM_UP_S: Final = 60.0
-LOOK_EVERY_S: Final = 1.0
+DRAIN_EVERY_S: Final = 1.0
 TOLD_EVERY_S: Final = 60.0
 # A shorter run says nothing of growth: caches fill, and memory comes in pieces.
 LEAST_FOR_VERDICT_S: Final = 600.0
@@ -132,8 +132,8 @@ class _Run:
         for person in self._town.people:
             person.is_measured = True
         own_s, server_s, began_at = time.process_time(), self._target.processor_s(), time.monotonic()
-        self._tune.begin(time.monotonic_ns())
-        with bar(self._result.workload, seconds, "s") as shown:
+        self._tune.begin(time.monotonic_ns(), self._town.acknowledged())
+        with self._growing.watched(), bar(self._result.workload, seconds, "s") as shown:
             while (at_s := time.monotonic() - began_at) < seconds:
                 self._go_on(at_s, seconds - at_s)
                 shown.update(min(time.monotonic() - began_at, seconds) - shown.n)
@@ -146,11 +146,9 @@ class _Run:
 
     def _go_on(self, at_s: float, left_s: float) -> None:
         """A second, or less where a burst begins or ends."""
-        from_ns, acknowledged = time.monotonic_ns(), self._town.acknowledged()
-        self._visits.run(min(LOOK_EVERY_S, left_s, self._tune.turns_in_s(from_ns)), beat=self._beat)
-        self._tune.note(from_ns, time.monotonic_ns(), self._town.acknowledged() - acknowledged)
+        self._visits.run(min(DRAIN_EVERY_S, left_s, self._tune.turns_in_s(time.monotonic_ns())), beat=self._beat)
+        self._tune.note(time.monotonic_ns(), self._town.acknowledged())
         self._drain(int(at_s))
-        self._growing.look()
         if self._told_every_s and at_s >= self._tell_at_s:
             self._tell_at_s += self._told_every_s
             self._tell(at_s)
@@ -171,7 +169,8 @@ class _Run:
 
     def _tell(self, at_s: float) -> None:
         last = self._arrivals[max(self._arrivals)] if self._arrivals else Counter()
-        held = ", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in self._growing.looks[-1].values.items())
+        looks = self._growing.looks
+        held = ", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in (looks[-1].values if looks else {}).items())
         p99 = Latencies(last).figures().get("p99_ms", 0.0)
         click.echo(f"{at_s / 60:6.1f} min: {self._town.said:,} texts, p99 {p99:.1f} ms, {held}, {self._comings.told()}", err=True)
 

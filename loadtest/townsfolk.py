@@ -42,9 +42,11 @@ class Tune:
         # By whether it was a burst: what was acknowledged meanwhile, and how long that was.
         self._acknowledged = {False: 0, True: 0}
         self._took_ns = {False: 0, True: 0}
+        self._noted = 0, 0
 
-    def begin(self, now_ns: int) -> None:
+    def begin(self, now_ns: int, acknowledged: int = 0) -> None:
         self._began_ns = self.next_ns = now_ns
+        self._noted = now_ns, acknowledged
 
     def is_burst(self, at_ns: int) -> bool:
         return (at_ns - self._began_ns) % self._every_ns >= self._quiet_ns
@@ -60,10 +62,12 @@ class Tune:
             self.next_ns += int(SECOND_NS / (self._burst_rate if self.is_burst(due_ns) else self._rate))
             yield due_ns
 
-    def note(self, from_ns: int, now_ns: int, acknowledged: int) -> None:
-        """So many were acknowledged in that time, in which no burst began or ended."""
+    def note(self, now_ns: int, acknowledged: int) -> None:
+        """So many were acknowledged until now; no burst began or ended since the last time."""
+        from_ns, before = self._noted
+        self._noted = now_ns, acknowledged
         is_burst = self.is_burst(from_ns)
-        self._acknowledged[is_burst] += acknowledged
+        self._acknowledged[is_burst] += acknowledged - before
         self._took_ns[is_burst] += now_ns - from_ns
 
     def figures(self) -> dict[str, float]:

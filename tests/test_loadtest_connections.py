@@ -157,8 +157,8 @@ def test_a_burst_comes_last_in_its_time_and_what_was_acknowledged_is_told_by_it(
     assert len([at for at in due_ns if at >= 2 * SECOND_NS]) == 20
     assert tune.turns_in_s(SECOND_NS // 2) == 1.5
     assert tune.turns_in_s(5 * SECOND_NS) == 1.0
-    tune.note(0, 2 * SECOND_NS, 20)
-    tune.note(2 * SECOND_NS, 3 * SECOND_NS, 18)
+    tune.note(2 * SECOND_NS, 20)
+    tune.note(3 * SECOND_NS, 38)
     assert tune.figures() == {"acknowledged_per_s": 10.0, "burst_acknowledged_per_s": 18.0}
 
 

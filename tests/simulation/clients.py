@@ -439,7 +439,9 @@ class Connection:
                   f"{f' for {request_id}' if request_id else ''}")  # fmt: skip
         if request_id in self.rewinding:
             to = self.rewinding.pop(request_id)
-            self.position = self.device.skipped_at if to == SKIP_TO else to
+            # Where a later connection of the device has skipped since, the answer to this one's is of before that.
+            begins_at = ids[0] - 1 if ids else payload["next_sync_id"]
+            self.position = min(self.device.skipped_at, begins_at) if to == SKIP_TO else to
             self.seen.clear()
             self._is_wiped = False
             self.confirmed = self.to_confirm = 0
