@@ -65,6 +65,17 @@ async def until_running(look: Connection, query: str, *, is_running: bool = True
 # --- the pool ---
 
 
+async def test_a_transaction_that_the_server_gave_up_is_a_connection_that_is_lost(pool: Pool) -> None:
+    with pytest.raises(UIMError) as refused:
+        async with pool.transaction() as tx:
+            await tx.execute("set local idle_in_transaction_session_timeout = '20ms'")
+            with trio.fail_after(5):
+                await trio.lowlevel.wait_readable(tx.pgconn.socket)  # its farewell
+            await tx.execute("select 1")
+    assert refused.value.code == "unavailable"
+    assert await pid_of(pool), "the next one is another connection"
+
+
 async def test_the_last_used_is_lent_first(pool: Pool) -> None:
     async with pool.connection() as first, pool.connection() as second:
         last_back, first_back = await value(first, "select pg_backend_pid()"), await value(second, "select pg_backend_pid()")

@@ -40,6 +40,8 @@ ServerLost = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.errors.ReadOnlySqlTransaction,
+    # The server has hung up on a transaction in which we said nothing for 5 s: the loop was as long at something else.
+    psycopg.errors.IdleInTransactionSessionTimeout,
 )
 # A server that is there, while our tables are not, or not for us: they are being restored, rights were taken away. Nor for these.
 Unfit = (
