@@ -70,6 +70,12 @@ def test_a_repeat_of_what_came_before_and_an_ack_given_again_are_no_faults(scene
     assert (scene.ledger.counts["repeated"], scene.ledger.counts["duplicate acks"], scene.ledger.counts["sent"]) == (1, 1, TEXTS)
 
 
+def test_ones_own_text_that_comes_with_a_resend_is_no_fault_for_its_ack_had_told_it(scene: Scene) -> None:
+    for number in (1, 2, 3):
+        scene.ledger.came(PHONE, scene.entry(number, ALICE))
+    assert scene.faults() == []
+
+
 def test_a_lost_message_is_found_whoever_has_taken_its_place(scene: Scene) -> None:
     scene.everywhere(lambda history: history[:-1])
     assert any("LOST: id-6, sent as 60" in fault for fault in scene.faults())
