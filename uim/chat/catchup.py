@@ -30,7 +30,6 @@ PAGE_ENTRIES: Final = 100
 # 128 KiB, less what a frame puts around its entries.
 PAGE_BYTES: Final = 127 * 1024
 REST_S: Final = 0.5
-LOOK_AGAIN_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class CatchUp:
             self._push(outbox, queued, request_id)
         while not outbox.closed:
             if not outbox.may_read_page():
-                await trio.sleep(LOOK_AGAIN_S)
+                await outbox.progress()
                 continue
             try:
                 # Twenty devices that come at once are one user, and others come too.

@@ -69,6 +69,7 @@ class Outbox:
         "_leaving",
         "_left",
         "_owed",
+        "_progressed",
         "_room",
         "_taking",
         "_written",
@@ -149,6 +150,7 @@ class Outbox:
         # How many entries and pages were ever queued to be confirmed; of these, with the write under way, and gone.
         self._owed = self._leaving = self._left = 0
         self._room: trio.Event | None = None
+        self._progressed: trio.Event | None = None
         self._late_receipts: dict[tuple[UUID, str, UUID], _Late] = {}
         self._late_intervals = 0
         self._late_frames: dict[object, bytes] = {}
@@ -257,6 +259,7 @@ class Outbox:
     def written(self, size: int) -> None:
         """That many bytes have left: those of the last `take`. What came late has room now."""
         self.size -= size
+        self._note_progress()
         oldest = self._owed - len(self.unconfirmed) + 1
         if self._left < oldest <= self._leaving:
             self.progress_at = trio.current_time()
@@ -302,6 +305,7 @@ class Outbox:
                 delivered[conversation_id] = max(reached, delivered.get(conversation_id, 0))
         if not self.unconfirmed:
             self.unconfirmed = ()  # even an empty deque has 700 bytes
+        self._note_progress()
         if message_id > self.confirmed:
             self.confirmed = message_id
             self.resends = 0
@@ -324,6 +328,16 @@ class Outbox:
         """Whether catching up may go on: few pages unconfirmed, and room."""
         confirmed_enough = self.pages < MAX_UNCONFIRMED_PAGES and len(self.unconfirmed) < MAX_UNCONFIRMED_IN_PAGES
         return confirmed_enough and self.size <= MAX_BYTES // 2
+
+    async def progress(self) -> None:
+        """Returns when something has been confirmed or written: only then may the next page be read that could not be now."""
+        self._progressed = trio.Event()
+        await self._progressed.wait()
+
+    def _note_progress(self) -> None:
+        if self._progressed is not None:
+            self._progressed.set()
+            self._progressed = None
 
     def fall_back(self) -> None:
         """From live to catching up; what is queued stays."""
