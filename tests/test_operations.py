@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
@@ -125,3 +126,18 @@ async def test_metrics_count_by_route_and_not_by_path() -> None:
         assert f'uim_http_requests_total{{method="GET",route="{route}",status="200"}} 1.0' in told
         assert 'uim_http_requests_total{method="other",route="none",status="404"} 1.0' in told
         assert "scan" not in told and str(SOME_ID) not in told
+
+
+async def test_what_is_away_is_logged_when_it_changes_not_at_each_question() -> None:
+    troubles: list[str] = ["one", "one", "one", "another", "", "another"]
+
+    async def trouble() -> None:
+        await trio.lowlevel.checkpoint()
+        if why := troubles.pop(0):
+            raise ConnectionRefusedError(why)
+
+    checkup = Checkup(postgresql=trouble, redis=fine, disk=Path("/"))
+    with structlog.testing.capture_logs() as logged:
+        while troubles:
+            await checkup._ask_all()
+    assert [str(line["exc_info"]) for line in logged] == ["one", "another", "another"]

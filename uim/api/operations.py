@@ -72,6 +72,8 @@ class Checkup:
         # A stuck network disk keeps its thread: one thread, and not one more at each question.
         self._disk_thread = trio.CapacityLimiter(1)
         self._last: tuple[float, Health] | None = None
+        # What was last wrong with each: asked every second, it is told when it changes.
+        self._told: dict[str, str] = {}
 
     async def health(self) -> Health:
         """The state now, or of at most a second ago. Cancelled, nothing is kept."""
@@ -90,13 +92,13 @@ class Checkup:
             checks[name] = await probe()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask, "postgresql", lambda: self._ask(self._postgresql, "failed"))
-            nursery.start_soon(ask, "redis", lambda: self._ask(self._redis, "degraded", meanwhile=WITHOUT_REDIS))
+            nursery.start_soon(ask, "postgresql", lambda: self._ask("postgresql", self._postgresql, "failed"))
+            nursery.start_soon(ask, "redis", lambda: self._ask("redis", self._redis, "degraded", meanwhile=WITHOUT_REDIS))
             nursery.start_soon(ask, "disk", self._ask_disk)
             nursery.start_soon(ask, "memory", _ask_memory)
         return Health(worst(check.status for check in checks.values()), dict(sorted(checks.items())))
 
-    async def _ask(self, probe: Probe, if_away: Status, *, meanwhile: str | None = None) -> Check:
+    async def _ask(self, name: str, probe: Probe, if_away: Status, *, meanwhile: str | None = None) -> Check:
         # A probe may fail in any way that its driver has: whatever it is, it is the answer to the question.
         try:
             with trio.fail_after(self._probe_s):
@@ -104,8 +106,12 @@ class Checkup:
         except trio.TooSlowError:
             return Check(if_away, f"no answer within {self._probe_s:g} s", meanwhile)
         except Exception as error:
-            log.warning("a dependency is away", exc_info=error)
-            return Check(if_away, f"{type(error).__name__}: {error}", meanwhile)
+            trouble = f"{type(error).__name__}: {error}"
+            if self._told.get(name) != trouble:
+                log.warning("a dependency is away", name=name, exc_info=error)
+            self._told[name] = trouble
+            return Check(if_away, trouble, meanwhile)
+        self._told.pop(name, None)
         return Check("ok")
 
     async def _ask_disk(self) -> Check:
