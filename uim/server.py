@@ -229,8 +229,8 @@ async def _log_id(database_url: str) -> UUID:
 
 async def _probe_database(house: House) -> None:
     """One round trip, and whether it takes what is appended: a full disk answers too. Raises UIMError `unavailable`."""
-    if house.writer.trouble:
-        raise unavailable(house.writer.trouble)
+    if trouble := house.writer.trouble or house.spool.trouble:
+        raise unavailable(trouble)
     await house.pool.probe()
 
 

@@ -93,6 +93,23 @@ async def test_its_trouble_is_told_while_it_lasts_and_not_once_nothing_waits(sce
                 await trio.sleep(0.05)
 
 
+async def test_what_a_killed_process_left_is_told_while_it_cannot_be_appended(scene: Scene) -> None:
+    alice, bob = await scene.desk.people("alice", "bob")
+    pair = await scene.desk.pair(alice, bob)
+    await scene.take_no_writes(DISK_FULL)
+    async with process(scene.proxy.url, scene.redis_url) as killed:
+        killed.say(text(pair, alice, "m0"))
+        await killed.told.until("m0", last="queued")
+        killed.scope.cancel()
+    async with process(scene.proxy.url, scene.redis_url) as here:
+        assert here.spool.trouble == "what was left queued cannot be appended: could not extend file"
+        await scene.take_writes()
+        with trio.fail_after(WAIT_S):
+            while here.spool.trouble:
+                await trio.sleep(0.05)
+        assert [row[2] for row in await scene.desk.texts_in_log()] == ["m0"]
+
+
 async def test_health_is_failed_while_a_text_waits_for_the_disk(scene: Scene, database_url: str) -> None:
     async with serving(settings_for(database_url, scene.redis_url)) as server:
         alice, bob = await server.register("alice"), await server.register("bob")

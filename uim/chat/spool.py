@@ -66,6 +66,8 @@ class Spool:
         self._settle = settle
         self._max_bytes = max_bytes
         self._trouble = self._waits_for = ""
+        # Why what is left in the spool cannot be appended; empty while it can, or nothing is left.
+        self.trouble = ""
         self.drained = self.dead_letters = 0
 
     # -- for the writer ---------------------------------------------------------------------------------------------------------
@@ -109,17 +111,20 @@ class Spool:
 
     async def _look(self) -> None:
         if not self._link.is_up or not self._is_settled():
+            self.trouble = ""
             return
         try:
             if await store.length(self._link, self._log_id):
                 async with await connect(self._url, name="spool", settings=PLANS) as tx:
                     await self._settle(tx)
                     await self._drain(tx)
-            self._waits_for = ""
+            self._waits_for = self.trouble = ""
         except RedisAway as away:
+            self.trouble = ""
             self._wait("redis", away)
         except ConnectionLost as lost:
             self._wait("the database", lost)
+            self.trouble = f"what was left queued cannot be appended: {in_short(lost)}"
         except _Elsewhere:
             return
 

@@ -91,10 +91,14 @@ def _redis(redis_url: str) -> list[Finding]:
         with redis.Redis.from_url(redis_url, socket_timeout=REDIS_WITHIN_S, socket_connect_timeout=REDIS_WITHIN_S) as client:
             persistence = client.info("persistence")
             memory = client.info("memory")
+            server = client.info("server")
+            replication = client.info("replication")
     except (redis.RedisError, OSError, ValueError) as error:
         return [Finding("Redis: reachable", one_line(error))]
     return [
         Finding("Redis: reachable", None),
+        Finding("Redis: version", durability.redis_version(server)),
+        Finding("Redis: takes writes", durability.takes_writes(replication)),
         Finding("Redis: append-only file", durability.append_only(persistence)),
         Finding("Redis: eviction", durability.eviction(memory)),
     ]

@@ -12,6 +12,8 @@ from typing import Any, Final
 from psycopg import AsyncConnection
 
 LEAST_POSTGRESQL: Final = 15
+# The first with WAITAOF; Valkey calls itself 7.2.4 or newer.
+LEAST_REDIS: Final = (7, 2)
 
 
 def postgresql_version(tx: AsyncConnection[Any]) -> str | None:
@@ -51,3 +53,19 @@ def eviction(memory: Mapping[str, Any]) -> str | None:
     if policy == "noeviction" or int(memory.get("maxmemory", 0)) == 0:
         return None
     return f"maxmemory-policy is {policy}: spooled sends could be evicted; set it to noeviction"
+
+
+def redis_version(server: Mapping[str, Any]) -> str | None:
+    """`server`: the section of that name of Redis INFO."""
+    version = str(server.get("redis_version", "0"))
+    numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdigit())
+    if numbers >= LEAST_REDIS:
+        return None
+    return f"it is version {version}: without WAITAOF, which {'.'.join(map(str, LEAST_REDIS))} and Valkey have, nothing can be queued"
+
+
+def takes_writes(replication: Mapping[str, Any]) -> str | None:
+    """`replication`: the section of that name of Redis INFO."""
+    if replication.get("role") == "master":
+        return None
+    return "it is a replica and takes no writes: UIM_REDIS_URL must name its primary"
