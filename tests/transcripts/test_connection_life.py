@@ -328,11 +328,11 @@ async def test_a_bug_ends_its_connection_with_1011_and_the_server_lives(server: 
     conversation_id = await server.pair(alice, bob)
     laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
     with psycopg.connect(database_url, autocommit=True) as database:
-        # What no code expects: a table is gone.
-        database.execute("alter table participations rename to mislaid")
+        # What no code expects: a column is gone. (Without its table the database would count as away.)
+        database.execute("alter table participations rename column left_message_id to mislaid")
         await phone.send("MESSAGE_ACK", status="read", conversation_id=str(UUID(int=1)), message_id=1)
         assert await phone.closing(Cut.BUG) == "internal error"
-        database.execute("alter table mislaid rename to participations")
+        database.execute("alter table participations rename column mislaid to left_message_id")
     again = await bob.connect("phone")
     await laptop.say(conversation_id, "still here?")
     assert (await again.expect("MESSAGE_RECEIVE"))["payload"]["content"] == "still here?"
