@@ -249,7 +249,7 @@ async def test_a_reader_that_takes_nothing_is_seen_waiting_to_be_written_to(serv
     assert told["outbox"]["live"] is False
     waits = {node["name"]: node["where"] for node in all_nodes([told["tree"]])}
     assert "FrameStream.send_all" in waits["outbound"][0], "it waits in the write, not for something to write"
-    assert "catchup.py" in waits["catching up"][0]
+    assert "Outbox.progress" in waits["catching up"][0], "until something is written or confirmed"
 
 
 async def test_a_thousand_connections_are_walked_in_slices(server: Server, path: Path) -> None:

@@ -17,6 +17,8 @@ async def test_stopped_killed_or_halted_what_was_queued_is_there_once_and_in_ord
             pair = await house.pair(alice, bob)
             laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
             said = [str((await laptop.say(pair, "first"))["client_message_id"])]
+            # From its handing on this process knows the pair: into one that it does not know nothing is queued.
+            await phone.expect("MESSAGE_RECEIVE")
 
             async def say_queued(*client_ids: str) -> None:
                 for client_id in client_ids:
