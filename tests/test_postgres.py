@@ -12,7 +12,8 @@ import trio.testing
 
 from tests.faults.proxy import Proxy, postgres_proxy
 from uim.errors import UIMError
-from uim.store.postgres import CHECK_AFTER_IDLE_S, Connection, Deadlines, Pool, connect
+from uim.store.binary import array
+from uim.store.postgres import CHECK_AFTER_IDLE_S, Connection, Deadlines, Pool, Statement, connect
 
 pytestmark = pytest.mark.timeout(30)
 QUICK = Deadlines(connect_s=0.3, answer_s=0.3, acquire_s=0.3)
@@ -146,6 +147,46 @@ async def test_an_error_in_a_statement_is_its_callers_and_the_connection_goes_on
         async with pool.connection() as tx:
             await tx.execute("select 1 / 0")
     assert await pid_of(pool) == pid
+
+
+SUM = Statement(b"sum", b"select sum(g), 'all' from unnest($1::bigint[]) g")
+SEVEN = array(20, [(3).to_bytes(8, "big"), None, (4).to_bytes(8, "big")])
+
+
+async def test_a_called_statement_is_prepared_once_and_again_after_a_rollback(look: Connection) -> None:
+    for _ in range(2):
+        found = await look.call(SUM, [SEVEN])
+        assert (found.ntuples, found.get_value(0, 1)) == (1, b"all")
+    assert await value(look, "select count(*) from pg_prepared_statements where name = 'sum'") == 1
+    await look.execute("select 1", prepare=True)
+    async with look.transaction(force_rollback=True):
+        await look.execute("select 1")
+    await look.execute("select 1")
+    assert await value(look, "select count(*) from pg_prepared_statements where name = 'sum'") == 0
+    assert (await look.call(SUM, [SEVEN])).get_value(0, 1) == b"all"
+
+
+async def test_an_error_in_a_called_statement_is_its_callers_and_the_connection_goes_on(look: Connection) -> None:
+    with pytest.raises(psycopg.errors.InvalidBinaryRepresentation):
+        await look.call(SUM, [SEVEN[:-1] + b"too much"])
+    assert (await look.call(SUM, [SEVEN])).get_value(0, 1) == b"all"
+
+
+async def test_a_called_statement_without_an_answer_ends_its_connection(proxy: Proxy) -> None:
+    tx = await connect(proxy.url, name="call", deadlines=QUICK)
+    await tx.call(SUM, [SEVEN])
+    proxy.hang()
+    with pytest.raises(psycopg.OperationalError, match="no answer"):
+        await tx.call(SUM, [SEVEN])
+    assert tx.closed
+
+
+async def test_two_tasks_on_one_connection_are_a_bug_that_is_told(look: Connection) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look.execute, "select pg_sleep(0.1)")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(RuntimeError, match="two tasks"):
+            await look.execute("select 1")
 
 
 async def test_a_table_that_is_not_there_makes_the_database_unavailable_and_its_operator_is_told_which(pool: Pool) -> None:

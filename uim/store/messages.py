@@ -14,13 +14,17 @@ from uuid import UUID
 
 from uim.model.ids import MAX_MESSAGE_ID
 from uim.model.message import Draft, Entry
-from uim.store.postgres import Connection
+from uim.store.binary import BYTEA_OID, TEXT_OID, UUID_OID, array, bigint, moment
+from uim.store.postgres import Connection, Statement
 
 COLUMNS: Final = """m.message_id, m.conversation_id, m.seq, m.sender_id, m.client_message_id, m.content, m.message_type,
     m.metadata::text, m.created_at, m.deleted_at is not null"""
 
-_APPEND: Final = """select ord, outcome, message_id, seq, created_at
-    from log_append(%b::uuid[], %b::uuid[], %b::text[], %b::bytea[], %b::text[], %b::text[])"""
+_APPEND: Final = Statement(
+    b"log_append",
+    b"""select ord, outcome, message_id, seq, created_at
+        from log_append($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[])""",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +40,20 @@ class Outcome:
 async def append(tx: Connection, drafts: Sequence[Draft]) -> list[Outcome]:
     """Append a batch in one call; an outcome for each draft, in order. Any SQL error fails the whole batch."""
     columns = (
-        [d.conversation_id for d in drafts],
-        [d.sender_id for d in drafts],
-        [d.client_message_id for d in drafts],
-        [d.content_hash for d in drafts],
-        [d.content for d in drafts],
-        [d.metadata for d in drafts],
+        array(UUID_OID, [d.conversation_id.bytes for d in drafts]),
+        array(UUID_OID, [d.sender_id.bytes for d in drafts]),
+        array(TEXT_OID, [d.client_message_id.encode() for d in drafts]),
+        array(BYTEA_OID, [d.content_hash for d in drafts]),
+        array(TEXT_OID, [d.content.encode() for d in drafts]),
+        array(TEXT_OID, [None if d.metadata is None else d.metadata.encode() for d in drafts]),
     )
-    cursor = await tx.execute(_APPEND, columns, binary=True, prepare=True)
-    rows = sorted(await cursor.fetchall())
-    return [Outcome(*row[1:]) for row in rows]
+    found = await tx.call(_APPEND, columns)
+    value = found.get_value
+    # `ord` is binary, and of one sign: its bytes sort as it does.
+    rows = sorted((value(row, 0), row) for row in range(found.ntuples))
+    return [
+        Outcome(value(row, 1).decode(), bigint(value(row, 2)), bigint(value(row, 3)), moment(value(row, 4))) for _, row in rows
+    ]
 
 
 async def append_own(

@@ -8,7 +8,7 @@ is thrown away, never handed on; what was in flight on it may or may not have ha
 from __future__ import annotations
 
 import select
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -16,7 +16,8 @@ from typing import Any, Final
 import psycopg
 import psycopg.conninfo
 import trio
-from psycopg.pq import TransactionStatus
+from psycopg import generators
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
 
@@ -102,6 +103,29 @@ async def _drive_connecting(gen: Generator[tuple[int, Wait], Ready, Any]) -> Any
         return end.value
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with $1, $2, … for `Connection.call`; each is prepared under its name."""
+
+    name: bytes
+    sql: bytes
+
+
+class _OneTask:
+    """In place of psycopg's lock, which takes a turn of the loop a query: a connection is used by one task at a time."""
+
+    def __init__(self) -> None:
+        self._is_used = False
+
+    async def __aenter__(self) -> None:
+        if self._is_used:
+            raise RuntimeError("two tasks use one connection")
+        self._is_used = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_used = False
+
+
 class Connection(psycopg.AsyncConnection[TupleRow]):
     """A psycopg connection whose waiting is Trio's. Made by `connect`; used by one task at a time.
 
@@ -114,7 +138,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
-        self.lock = trio.Lock()  # type: ignore[assignment]  # used only as `async with`; asyncio's would not wait on Trio
+        self.lock = _OneTask()  # type: ignore[assignment]  # used only as `async with`; asyncio's would not wait on Trio
+        self._called: set[bytes] = set()
 
     async def wait(self, gen: Any, interval: float = 0.0, timeout: float | None = None) -> Any:
         fd = self.pgconn.socket
@@ -135,6 +160,32 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             raise psycopg.OperationalError("connection socket closed") from lost
         self.pgconn.finish()
         raise NoAnswer(f"no answer from the database within {self.answer_within_s} s")
+
+    async def call(self, statement: Statement, parameters: Sequence[bytes | None]) -> Any:
+        """Run a statement by libpq alone, without a cursor: for what runs for every message (store/binary.py has its values).
+
+        Parameters and result are binary; returns the PGresult. Prepared at its first call on this connection. Errors, deadline and
+        cancelling are those of `execute`.
+        """
+        async with self.lock:
+            if statement.name not in self._called:
+                self.pgconn.send_prepare(statement.name, statement.sql)
+                await self._result()
+                self._called.add(statement.name)
+            self.pgconn.send_query_prepared(statement.name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
+            return await self._result()
+
+    def _deallocate(self, name: bytes | None) -> Any:
+        # psycopg forgets all that is prepared, ours too, after a rollback.
+        if name is None:
+            self._called.clear()
+        return super()._deallocate(name)
+
+    async def _result(self) -> Any:
+        (result,) = await self.wait(generators.execute(self.pgconn))
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+        return result
 
     async def _ask_to_cancel(self) -> None:
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
