@@ -133,6 +133,22 @@ async def test_entries_offered_in_any_order_and_again_are_handed_on_once_in_line
         assert ids(outbox) == [entry.message_id for entry in said]
 
 
+async def test_what_is_next_in_line_and_of_a_known_conversation_is_handed_on_by_whoever_offers_it(place: Place) -> None:
+    conversation_id = await place.rooms.pair(place.alice, place.bob)
+    first, *others = await place.say(conversation_id, 5)
+    async with place.live(place.bob) as outbox:
+        place.tailer.offer([first])
+        assert not ids(outbox), "who is in this conversation is not known yet"
+        await place.passed(first.message_id)
+        ids(outbox)
+        place.tailer.offer(others[:2])
+        assert ids(outbox) == [entry.message_id for entry in others[:2]]
+        place.tailer.offer(others[3:])
+        assert not ids(outbox), "one is missing before it"
+        place.tailer.offer(others[2:3])
+        assert ids(outbox) == [entry.message_id for entry in others[2:]]
+
+
 async def test_a_hole_is_read_from_the_database_and_long_before_the_next_poll(place: Place) -> None:
     conversation_id = await place.rooms.pair(place.alice, place.bob)
     async with place.live(place.bob) as outbox:

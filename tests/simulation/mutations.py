@@ -197,8 +197,8 @@ MUTATIONS = [
         frozenset({"GAP", "LOSS"}),
         lambda: edited(
             Tailer, "_step",
-            ("            if self.position + 1 not in self._pending:\n                await self._read_on()",
-             "            if self.position + 1 not in self._pending:\n                self.position = min(self._pending) - 1"),
+            ("            if self._pending and self.position + 1 not in self._pending:\n                await self._read_on()",
+             "            if self._pending and self.position + 1 not in self._pending:\n                self.position = min(self._pending) - 1"),
         ),
     ),
     Mutation(
@@ -206,14 +206,16 @@ MUTATIONS = [
         frozenset({"GAP", "LOSS"}),
         lambda: edited(
             Tailer, "_hand_on",
-            ("            self._memberships.learn(unknown, found)\n", ""),
-            ("            self._pass(entry)\n",
+            ("        if unknown and not await self._learn(unknown, batch):\n"
+             "            return\n"
+             "        self._pass_all(batch)\n",
+             "        for entry in batch:\n"
              "            if entry.conversation_id in unknown:\n"
              "                self.position = entry.message_id\n"
              "            else:\n"
-             "                self._pass(entry)\n"
+             "                self._pass_all([entry])\n"
              "        if unknown:\n"
-             "            self._memberships.learn(unknown, found)\n"),
+             "            await self._learn(unknown, batch)\n"),
         ),
     ),
     Mutation(
@@ -260,7 +262,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a full outbox drops an entry",
-        frozenset({"GAP", "LOSS"}),
+        frozenset({"GAP", "LOSS", "CURSOR"}),
         lambda: edited(Outbox, "offer", ("            self.fall_back()\n", "            self.sent = entry.message_id\n")),
     ),
     Mutation(

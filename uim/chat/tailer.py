@@ -1,15 +1,17 @@
 """The log's tailer: what was committed, in log order, to the connections of this process.
 
-Entries come from this process's writer, over the bus, or from the database; only the next id in line is handed on. Rule: the
-bus is a hint. A hole is waited for (20 ms), then read from the database, and every 500 ms the database is asked for the head
-anyway, together with the logins that ended and the devices that connected lately (storage.md §2).
+Entries come from this process's writer, over the bus, or from the database; only the next id in line is handed on, at once by
+whoever offers it where nothing has to be read for that. Rule: the bus is a hint. A hole is waited for (20 ms), then read from the
+database, and every 500 ms the database is asked for the head anyway, together with the logins that ended and the devices that
+connected lately (storage.md §2).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
@@ -74,16 +76,23 @@ class Tailer:
         self._tx: Connection | None = None
         self._next_poll = self._polled_at = 0.0
         self._is_cut_off = False
+        # What follows our position is being read, or handed on: until that is done, nothing else is.
+        self._is_busy = True
         self.position = 0
         # Counts the epochs that began meanwhile: what was asked for before is not handed on after.
         self._beginnings = 0
         self.ring: deque[Entry] = deque(maxlen=RING_ENTRIES)
 
     def offer(self, entries: Iterable[Entry]) -> None:
-        """Entries that somebody has committed, in any order, perhaps again. Does not await."""
+        """Entries that somebody has committed, in any order, perhaps again. Does not await.
+
+        What is next in line, of conversations that are known, has been handed on when this returns.
+        """
         for entry in entries:
             if entry.message_id > self.position and len(self._pending) < RING_ENTRIES:
                 self._pending.setdefault(entry.message_id, entry)
+        if self._pending and not self._is_busy:
+            self._hand_on_known()
         if self._pending:
             self._wake.set()
 
@@ -96,6 +105,7 @@ class Tailer:
                 self.position = max(await messages.head(tx), self._epochs.present.base - 1)
             except ConnectionLost as lost:
                 await self._rest(lost)
+        self._is_busy = False
         task_status.started()
         while True:
             try:
@@ -120,7 +130,7 @@ class Tailer:
             await self._hand_on(batch)
         elif self._pending:
             await self._wait(HOLE_PATIENCE_S)
-            if self.position + 1 not in self._pending:
+            if self._pending and self.position + 1 not in self._pending:
                 await self._read_on()
         else:
             await self._wait(self._next_poll - trio.current_time())
@@ -142,27 +152,53 @@ class Tailer:
             at += 1
         return batch
 
+    def _hand_on_known(self) -> None:
+        """As much of the line as needs nothing from the database first."""
+        batch = self._in_line()
+        if self._memberships.unknown(batch):
+            self._pending.update((entry.message_id, entry) for entry in batch)
+        elif batch:
+            self._pass_all(batch)
+
     async def _hand_on(self, batch: list[Entry]) -> None:
         unknown = self._memberships.unknown(batch)
-        if unknown:
-            beginnings = self._beginnings
-            try:
-                found = await messages.stays_of(await self._connected(), unknown)
-            except ConnectionLost:
-                if beginnings == self._beginnings:
-                    self._pending.update((entry.message_id, entry) for entry in batch)
-                raise
-            if beginnings != self._beginnings:
-                return
-            self._memberships.learn(unknown, found)
-        now = trio.current_time()
-        for entry in batch:
-            entry.handed_on_at = now
-            self._pass(entry)
-        if batch:
-            self._on_handed_on(batch)
-        self._memberships.shrink()
+        if unknown and not await self._learn(unknown, batch):
+            return
+        self._pass_all(batch)
         await trio.lowlevel.checkpoint()
+
+    async def _learn(self, unknown: list[UUID], batch: list[Entry]) -> bool:
+        """Read the stays of those conversations; False where another epoch has begun meanwhile. Lost, the batch stands in line again."""
+        beginnings = self._beginnings
+        try:
+            with self._busy():
+                found = await messages.stays_of(await self._connected(), unknown)
+        except ConnectionLost:
+            if beginnings == self._beginnings:
+                self._pending.update((entry.message_id, entry) for entry in batch)
+            raise
+        if beginnings == self._beginnings:
+            self._memberships.learn(unknown, found)
+        return beginnings == self._beginnings
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        was, self._is_busy = self._is_busy, True
+        try:
+            yield
+        finally:
+            self._is_busy = was
+
+    def _pass_all(self, batch: list[Entry]) -> None:
+        """The next entries, of conversations that are known, to everybody. Does not await."""
+        now = trio.current_time()
+        with self._busy():
+            for entry in batch:
+                entry.handed_on_at = now
+                self._pass(entry)
+            if batch:
+                self._on_handed_on(batch)
+            self._memberships.shrink()
 
     def _pass(self, entry: Entry) -> None:
         """One entry to everybody live here who may see it. No await: position and outboxes move together."""
@@ -200,6 +236,10 @@ class Tailer:
         self._on_changed(entry.conversation_id)
 
     async def _read_on(self) -> None:
+        with self._busy():
+            await self._hand_on_what_is_stored()
+
+    async def _hand_on_what_is_stored(self) -> None:
         """What the database has above our position. Ids that are missing there do not exist: the log is in commit order."""
         tx = await self._connected()
         beginnings = self._beginnings
@@ -224,8 +264,9 @@ class Tailer:
         tx = await self._connected()
         now = trio.current_time()
         look_back_s = now - self._polled_at + LOOK_BACK_S
+        position = self.position
         head = await messages.head(tx)
-        if head < self.position and self.position >= self._epochs.present.base:
+        if head < position and position >= self._epochs.present.base:
             await self._epochs.settle(tx)  # the tail is gone, under our very connection
         self._on_logins_ended(await logins.ended_since(tx, look_back_s))
         for user_id, device_id, connection_no in await cursors.connected_since(tx, look_back_s):
