@@ -7,6 +7,8 @@ What a kill loses (at most what was gathered since the last batch) comes again b
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -26,6 +28,8 @@ from uim.store.receipts import Advance
 GATHER_S: Final = 0.05
 REST_S: Final = 0.5
 FLUSH_WITHIN_S: Final = 5.0
+# Devices are told in turns of so many: between them messages pass.
+TOLD_AT_ONCE: Final = 8
 
 log = get_logger(__name__)
 
@@ -145,7 +149,11 @@ class Receipts:
         except BaseException:
             self._bus.doubt(kept)
             raise
-        self.tell(advances, unread)
+        # The list first: who is here may change between the turns.
+        for number, say in enumerate(list(self._said(advances, unread))):
+            if number % TOLD_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            say()
         self._bus.say(kept)
 
     async def _move(self, moves: Moves) -> set[tuple[UUID, str]]:
@@ -182,7 +190,12 @@ class Receipts:
         return found
 
     def tell(self, advances: list[Advance], unread: Unread) -> None:
-        """To the senders here whose texts were reached, and of one's own reads to one's own devices here."""
+        """To the senders here whose texts were reached, and of one's own reads to one's own devices here. Does not await."""
+        for say in self._said(advances, unread):
+            say()
+
+    def _said(self, advances: list[Advance], unread: Unread) -> Iterator[Callable[[], None]]:
+        """What is to be told, a device at a time."""
         to_senders: dict[tuple[UUID, UUID, str], list[dict[str, object]]] = {}
         for a in advances:
             receipt: dict[str, object] = {"user_id": a.user_id, "after": a.after, "message_id": a.up_to, "at": rfc3339(a.at)}
@@ -192,10 +205,10 @@ class Receipts:
             if a.kind == "read" and self._switchboard.is_here(a.user_id) and self._is_newest_read(a):
                 for outbox in self._switchboard.of_user(a.user_id):
                     left = unread.get((a.conversation_id, a.user_id), 0)
-                    outbox.receipts(a.conversation_id, "read", [receipt], unread_count=left)
+                    yield partial(outbox.receipts, a.conversation_id, "read", [receipt], unread_count=left)
         for (sender_id, conversation_id, kind), gathered in to_senders.items():
             for outbox in self._switchboard.of_user(sender_id):
-                outbox.receipts(conversation_id, kind, gathered)
+                yield partial(outbox.receipts, conversation_id, kind, gathered)
 
     def _is_newest_read(self, a: Advance) -> bool:
         """An older one, that has come late by the bus, would bring back an older count."""
