@@ -1,7 +1,8 @@
 """Packs the log for search, behind it and off its writer's path: every second, what has come since.
 
 Each process runs one; the one that finds the position free does the step. Rule: whatever is not packed yet search reads from
-the log, so this room may be late, and stop, without anybody missing a message; at most half of its time is spent working.
+the log, so this room may be late, and stop, without anybody missing a message; at most half of its time is spent working, and
+after each block it makes room for those who talk: where all talk alike, all their blocks are full at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from uim.store.postgres import Connection, ConnectionLost, connect
 STEP_EVERY_S: Final = 1.0
 DROP_EVERY_S: Final = 600.0
 REST_S: Final = 2.0
+# Rest after a block, as a share of what it took.
+REST_SHARE: Final = 3.0
 # No step waits for its commit to be on the disk: what a crash takes back is packed again.
 _SETTINGS: Final = {"synchronous_commit": "off", "statement_timeout": "4000"}
 
@@ -91,7 +94,10 @@ async def drop(tx: Connection) -> bool:
 async def _pack(tx: Connection, span: Span, *, above: int) -> None:
     for due in span.due:
         for entries in full_runs(await packing.unpacked(tx, due, above=above)):
-            await packing.add_block(tx, block_of(due.conversation_id, entries))
+            began_at = trio.current_time()
+            block = block_of(due.conversation_id, entries)
+            await trio.sleep(REST_SHARE * (trio.current_time() - began_at))
+            await packing.add_block(tx, block)
     # What was deleted is in no answer already; here it leaves the block's text.
     for message_id in span.deleted:
         around = await packing.block_around(tx, message_id)
