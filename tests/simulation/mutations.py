@@ -198,7 +198,8 @@ MUTATIONS = [
         lambda: edited(
             Tailer, "_step",
             ("            if self._pending and self.position + 1 not in self._pending:\n                await self._read_on()",
-             "            if self._pending and self.position + 1 not in self._pending:\n                self.position = min(self._pending) - 1"),
+             "            if self._pending and self.position + 1 not in self._pending:\n"
+             "                self.position = min(self._pending) - 1"),
         ),
     ),
     Mutation(
