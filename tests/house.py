@@ -111,6 +111,13 @@ class Server:
     def house(self) -> Any:
         return self.running.house
 
+    async def polled(self) -> None:
+        """The tailer has asked the database once more, from now on, and done what followed from that."""
+        tailer, asked_at = self.house.tailer, trio.current_time()
+        with trio.fail_after(WAIT_S):
+            while tailer._polled_at < asked_at:
+                await trio.sleep(0.01)
+
     async def register(self, name: str, device: str = "phone") -> Person:
         """A new account, signed in on one device. The name is made unique."""
         username = f"{name}_{next(_numbers)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import signal
@@ -30,11 +31,13 @@ from tests.test_cli import environment, started
 from tests.test_cli import settings_for as variables_for
 from uim import listener
 from uim.admission import Admission
+from uim.chat.outbox import Outbox
 from uim.cli.binding import address_of, listen
 from uim.config import Bind
 from uim.errors import Cut
 from uim.live.arrivals import Arrivals
-from uim.live.session import SILENCE_S
+from uim.live.session import SILENCE_S, Session
+from uim.live.sockets import ServerSocket
 from uim.live.upgrade import WebSocketFront
 
 pytestmark = pytest.mark.timeout(60)
@@ -84,7 +87,7 @@ async def test_of_connections_of_one_device_made_at_once_one_stays(server: Serve
         await until(lambda devices=devices: sum(device.ended.is_set() for device in devices) == 3)  # type: ignore[misc]  # bound for this round
         (left,) = [device for device in devices if not device.ended.is_set()]
         await left.live()
-        await server.house.tailer._poll()  # what it has to say of this device's connections
+        await server.polled()  # what it has to say of this device's connections
         await left.roundtrip()
         assert {device.closed[0] for device in devices if device.closed} == {Cut.REPLACED.close_code}
         assert server.house.switchboard.connections == 1
@@ -103,8 +106,23 @@ async def test_who_is_replaced_while_the_database_keeps_it_waiting_does_not_come
         await server.nursery.start(newer.run, path, headers)
         nursery.start_soon(older.closing, Cut.REPLACED)
     await newer.live()
-    await server.house.tailer._poll()
+    await server.polled()
     await newer.roundtrip()
+
+
+async def test_a_connection_that_ended_leaves_nothing_for_the_collector(server: Server) -> None:
+    alice = await server.register("alice")
+    gc.collect()
+    gc.disable()
+    try:
+        for torn in (False, True):
+            phone = await alice.connect("phone")
+            await phone.roundtrip()
+            await (phone.tear() if torn else phone.leave())
+            await until(lambda: server.house.switchboard.connections == 0)
+            await until(lambda: not any(isinstance(left, Session | Outbox | ServerSocket) for left in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 # --- so many devices, so many connections ---
@@ -273,7 +291,7 @@ async def test_an_entry_that_finds_no_room_while_a_connection_ends_harms_nobody(
     tried = []
 
     def fall_back_at_the_end() -> None:
-        if not session._nursery.child_tasks and not outbox.closed:
+        if not outbox.closed and not session._nursery.child_tasks:
             tried.append(True)
             outbox.fall_back()
 

@@ -219,7 +219,7 @@ async def test_of_one_device_at_both_processes_at_once_one_stays(two: Two) -> No
             nursery.start_soon(connect, server)
     await until(lambda: sum(device.ended.is_set() for device in devices) == 3)
     for server in (two.here, two.there):
-        await server.house.tailer._poll()
+        await server.polled()
     (left,) = [device for device in devices if not device.ended.is_set()]
     await left.roundtrip()
     # Which of two came later may be too close to tell: then the one that opens last may come back.
@@ -240,7 +240,7 @@ async def test_a_connect_that_had_to_wait_does_not_replace_one_that_came_after_i
         phone = await alice.connect("phone", to=two.there)
     await late.closing(Cut.GOING_AWAY)
     for server in (two.here, two.there):
-        await server.house.tailer._poll()
+        await server.polled()
     await phone.roundtrip()
     assert phone.closed is None
 

@@ -160,6 +160,12 @@ class Outbox:
         self.confirmations: list[tuple[int, float]] = []
         self.full_at: float | None = None
 
+    def end(self) -> None:
+        """Its connection does nothing more. Its session is let go of, so that both leave at once, and wait for no collector."""
+        self.closed = True
+        self.cut = self.catch_up = _nothing
+        self.gone.set()
+
     # -- putting in -------------------------------------------------------------------------------------------------------
 
     def push(self, data: bytes) -> None:
@@ -364,6 +370,10 @@ class Outbox:
         self.sent = self.told = self.confirmed = self.began = self._taking = self._written = position
         self.told_ever = max(self.told_ever, position)
         self.progress_at = trio.current_time()
+
+
+def _nothing(*_: object) -> None:
+    """What there is to do where a connection has gone."""
 
 
 def _keep(times: list[Time], time: Time) -> None:

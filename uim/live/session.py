@@ -133,8 +133,8 @@ class Session:
                 self.cut(Cut.BUG)
             finally:
                 self._end_turn()
-                self.outbox.closed = True
-                self.outbox.gone.set()
+                self.outbox.end()
+                self._nursery = self._catching_up = None
                 if not self.outbox.unconfirmed and self.outbox.connection_no and self._cut is not Cut.REPLACED:
                     self.keep_position()
                 self.house.sessions.left(self.outbox)

@@ -147,6 +147,7 @@ class Waiting(Generic[Receiver, Told]):
 
     def forget(self, receiver: Receiver) -> None:
         self._due.pop(receiver, None)
+        self._resting.pop(receiver, None)
 
     def take(self, now: float, is_ready: Callable[[Receiver], bool]) -> list[tuple[Receiver, Due[Told]]]:
         """What to tell in this tick, one frame a receiver; nothing before its time. Who is not ready keeps what waits."""
