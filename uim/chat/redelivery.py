@@ -29,10 +29,13 @@ async def run(switchboard: Switchboard, *, task_status: trio.TaskStatus[None] = 
     task_status.started()
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        now = trio.current_time()
-        for outbox in switchboard.all():
-            if outbox.unconfirmed and outbox.size == 0 and not outbox.closed:
-                look(outbox, now)
+        _look_over(switchboard, trio.current_time())
+
+
+def _look_over(switchboard: Switchboard, now: float) -> None:
+    for outbox in switchboard.all():
+        if outbox.unconfirmed and outbox.size == 0 and not outbox.closed:
+            look(outbox, now)
 
 
 def look(outbox: Outbox, now: float) -> None:
