@@ -13,6 +13,7 @@ import trio.testing
 
 from tests.http_house import SEEN, SIGNED_IN, client_of, exchange, house_app, is_problem, serving
 from uim.admission import Admission
+from uim.api import connection
 from uim.api.app import new_app
 from uim.api.connection import HttpFront, _one_at_a_time
 from uim.listener import serve
@@ -176,6 +177,36 @@ async def test_client_that_leaves_cancels_its_handler() -> None:
         await stream.aclose()
         with trio.fail_after(5):
             await cancelled.wait()
+
+
+async def test_what_comes_during_a_long_answer_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WATCHED_AFTER_S", 0.01)
+    app, (begun, go_on) = new_app(), trio.open_memory_channel[None](0)
+
+    @app.get("/slow")
+    async def slow() -> str:
+        await begun.send(None)
+        await trio.sleep(0.1)
+        return "slow"
+
+    @app.post("/note")
+    async def note() -> bytes:
+        return bytes(await quart.request.get_data())
+
+    async with serving(app) as listener:
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        for _ in range(3):
+            await stream.send_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            await go_on.receive()
+            await stream.send_all(b"POST /note HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nhalf")
+            answers = b""
+            with trio.fail_after(5):
+                while not answers.endswith(b"slow"):
+                    answers += await stream.receive_some()
+                await stream.send_all(b"next")
+                while not answers.endswith(b"halfnext"):
+                    answers += await stream.receive_some()
+            assert answers.count(b"HTTP/1.1 200") == 2
 
 
 async def test_stopping_does_not_wait_for_a_client_that_reads_nothing() -> None:

@@ -9,18 +9,23 @@ when a release of Hypercorn moves them.
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
+from math import inf
 from typing import Any, Final, cast
 
 import h11
+import hypercorn.events
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState, H11SendableEvent
@@ -28,11 +33,16 @@ from hypercorn.utils import wrap_app
 
 from uim.admission import Peer
 from uim.api.answers import problem_bytes
+from uim.listener import ByteStream
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_FIELDS: Final = 100
 # Longer than a stream's own goodbye, which is part of it.
 RECYCLE_S: Final = 5.0
+RECEIVE_BYTES: Final = 64 * 1024
+# An answer that takes longer is watched: its client may have gone.
+WATCHED_AFTER_S: Final = 1.0
+MAX_AHEAD_BYTES: Final = 64 * 1024
 _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -47,34 +57,38 @@ class HttpFront:
         self._config = _config(keep_alive_s)
         self._app = wrap_app(_one_at_a_time(app), 0, "asgi")
         self._context = WorkerContext(None)
+        self._connections: set[_Connection] = set()
 
     async def __call__(self, stream: trio.abc.Stream, peer: Peer) -> None:
+        assert isinstance(stream, ByteStream)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_hang_up_when_cancelled, stream)
-            connection = _Connection(
-                # Hypercorn's annotation names the one stream it makes itself; it uses what every Stream has.
-                self._app, self._config, self._context, {}, cast("trio.SSLStream[trio.SocketStream]", stream)
-            )  # fmt: skip
-            connection.peer = peer
-            await connection.run()
+            connection = _Connection(self._app, self._config, self._context, stream, peer)
+            self._connections.add(connection)
+            nursery.start_soon(connection.watch)
+            try:
+                await connection.run()
+            finally:
+                self._connections.discard(connection)
             nursery.cancel_scope.cancel()
 
     async def finish(self) -> None:
         """Let each connection end after the answer it is giving; idle ones end now. For a server that stops."""
         await self._context.terminated.set()
+        for connection in self._connections:
+            connection.finish()
 
 
 def _one_at_a_time(app: ASGIFramework) -> ASGIFramework:
     """The application, one request of which begins in a turn of the loop.
 
-    To begin is a millisecond without an await. Were all of a crowd to begin in one turn, whoever else has something to do,
+    To begin is half a millisecond without an await. Were all of a crowd to begin in one turn, whoever else has something to do,
     as every socket has, would wait for the whole crowd at each of its steps.
     """
     begins = trio.Lock()
 
     async def begin(scope: Any, receive: Any, send: Any) -> None:
         async with begins:
-            await trio.lowlevel.checkpoint()
+            pass  # the lock is handed on in this turn, and its next owner runs in the next
         await cast(Any, app)(scope, receive, send)
 
     return cast(ASGIFramework, begin)
@@ -91,37 +105,162 @@ def _config(keep_alive_s: float) -> Config:
     return config
 
 
-async def _hang_up_when_cancelled(stream: trio.abc.Stream) -> None:
-    # Hypercorn shields its writes from cancellation: a client that reads nothing would hold up the server's end.
-    try:
-        await trio.sleep_forever()
-    finally:
-        await trio.aclose_forcefully(stream)
+class _Call:
+    """One request on its way to the application, which gets it from `receive`."""
+
+    def __init__(self, answer: Callable[[_Call], Awaitable[None]]) -> None:
+        self.answer = answer
+        self._waiting: deque[Any] = deque()
+        self._came = trio.Event()
+        self.has_begun = False
+
+    async def put(self, message: Any) -> None:
+        """The next of the request. Where it is not being answered yet when its last is there, it is before this returns."""
+        self._waiting.append(message)
+        self._came.set()
+        if not self.has_begun and not message.get("more_body", False):
+            self.has_begun = True
+            await self.answer(self)
+
+    async def receive(self) -> Any:
+        while not self._waiting:
+            self._came = trio.Event()
+            await self._came.wait()
+        return self._waiting.popleft()
+
+
+class _Calls(TaskGroup):
+    """In place of Hypercorn's: a request that has come whole is answered by the task that read it, any other by a task of its own."""
+
+    _call: _Call | None = None
+
+    async def spawn_app(self, app: Any, config: Config, scope: Any, send: Any) -> Any:
+        async def answer(call: _Call) -> None:
+            await _handle(app, config, scope, call.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+
+        self._call = _Call(answer)
+        return self._call.put
+
+    def begin(self) -> None:
+        """Answer what has not come whole, while the rest of it comes."""
+        call = self._call
+        if call is not None and not call.has_begun:
+            call.has_begun = True
+            self.spawn(call.answer, call)
+
+    def end(self) -> None:
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
 
 
 class _Connection(TCPServer):
-    peer: Peer
+    """One connection: its requests one after the other, and beside them a watch on a client that may have gone."""
+
+    def __init__(self, app: Any, config: Config, context: WorkerContext, stream: ByteStream, peer: Peer) -> None:
+        # Hypercorn's annotation names the one stream it makes itself; it uses what every Stream has.
+        super().__init__(app, config, context, cast(Any, {}), cast("trio.SSLStream[trio.SocketStream]", stream))
+        self._bytes = stream
+        self._peer = peer
+        # Until when the end of the next head has to be there; after it, and until it is answered, for ever.
+        self._idle_until = trio.current_time() + config.keep_alive_timeout
+        self._reading, self._answering, self._watching = trio.CancelScope(), trio.CancelScope(), trio.CancelScope()
+        # What the watch has read, and the sign that it reads no more.
+        self._ahead = b""
+        self._watched: trio.Event | None = None
 
     async def run(self) -> None:
         try:
-            async with TaskGroup() as task_group:
-                self._task_group = task_group
+            calls = _Calls()
+            async with calls:
                 # It has ProtocolWrapper's two methods, without the ways over to HTTP/2.
-                self.protocol = cast(ProtocolWrapper, self._http_only(task_group))
-                await self.protocol.initiate()
-                # Begun while the server stops, it has one request to answer; its idle task would end it before that.
-                if not self.context.terminated.is_set():
-                    await self.idle_task.restart(task_group, self._idle_timeout)
-                await self._read_data()
+                self.protocol = cast(ProtocolWrapper, self._http_only(calls))
+                await self._read_on(calls)
+                calls.end()
         finally:
             await self._close()
 
-    def _http_only(self, task_group: TaskGroup) -> _HttpOnly:
-        client = (self.peer.address, self.peer.port)
+    def finish(self) -> None:
+        """The server stops: end now, if there is nothing to answer."""
+        if self._idle_until < inf:
+            self._reading.cancel()
+
+    def _http_only(self, calls: _Calls) -> _HttpOnly:
+        client = (self._peer.address, self._peer.port)
         state = ConnectionState({})
-        return _HttpOnly(
-            self.app, self.config, self.context, task_group, state, self.peer.tls, client, None, self.protocol_send
-        )
+        return _HttpOnly(self.app, self.config, self.context, calls, state, self._peer.tls, client, None, self.protocol_send)
+
+    async def _read_on(self, calls: _Calls) -> None:
+        # Begun while the server stops, it has one request to answer.
+        if self.context.terminated.is_set():
+            self._idle_until = inf
+        data = await self._received()
+        while data:
+            self._watching.deadline = trio.current_time() + WATCHED_AFTER_S
+            with trio.CancelScope() as self._answering:
+                await self.protocol.handle(RawData(data))
+            self._watching.deadline = inf
+            if self._answering.cancelled_caught:
+                break
+            calls.begin()
+            data = await self._received()
+        await self.protocol.handle(Closed())
+
+    async def _received(self) -> bytes:
+        """The next bytes; none at the end, or where too little has come for too long."""
+        if self._watched is not None:
+            if not self._watched.is_set():
+                self._watching.cancel()
+                await self._watched.wait()
+            self._watched = None
+        ahead, self._ahead = self._ahead, b""
+        if ahead:
+            return ahead
+        with trio.CancelScope(deadline=self._idle_until) as self._reading, suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            return await self._bytes.receive_some(RECEIVE_BYTES)
+        return b""
+
+    async def protocol_send(self, event: hypercorn.events.Event) -> None:
+        if isinstance(event, Updated):
+            self._idle_until = trio.current_time() + self.config.keep_alive_timeout if event.idle else inf
+            self._reading.deadline = self._idle_until
+        elif isinstance(event, RawData) and not self.send_lock.locked():
+            sent = self._bytes.send_now(event.data)
+            if sent < len(event.data):
+                await super().protocol_send(RawData(event.data[sent:]))
+        else:
+            await super().protocol_send(event)
+
+    # -- the watch --------------------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Where an answer takes long, cancel it if its client goes.
+
+        Cancelled, it hangs up: Hypercorn shields its writes, and a client that reads nothing would hold up the server's end.
+        """
+        try:
+            while True:
+                with self._watching:
+                    await trio.sleep_forever()
+                self._watched, self._watching = trio.Event(), trio.CancelScope()
+                with self._watching:
+                    await self._read_ahead()
+                self._watching = trio.CancelScope()
+                self._watched.set()
+        finally:
+            await trio.aclose_forcefully(self._bytes)
+
+    async def _read_ahead(self) -> None:
+        while len(self._ahead) < MAX_AHEAD_BYTES:
+            try:
+                data = await self._bytes.receive_some(RECEIVE_BYTES)
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                data = b""
+            if not data:
+                await self.protocol.handle(Closed())
+                self._answering.cancel()
+                return
+            self._ahead += data
+        await trio.sleep_forever()
 
 
 class _HttpOnly(H11Protocol):
