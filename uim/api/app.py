@@ -19,6 +19,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from uim.api.answers import plain_problem, problem
+from uim.api.exchange import App
 from uim.errors import UIMError
 from uim.metrics import Metrics
 
@@ -46,7 +47,7 @@ def new_app(
     new_request_id: Callable[[], str] = lambda: str(uuid4()),
 ) -> QuartTrio:
     """An application without routes: unknown paths are 404, bodies over the limit 413, slower than `body_s` 408."""
-    app = QuartTrio(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["BODY_TIMEOUT"] = body_s
     # The stream under an answer has a deadline for progress; a long export that is being read is no fault.

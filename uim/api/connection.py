@@ -33,6 +33,7 @@ from hypercorn.utils import wrap_app
 
 from uim.admission import Peer
 from uim.api.answers import problem_bytes
+from uim.api.exchange import WHOLE
 from uim.listener import ByteStream
 
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -108,7 +109,8 @@ def _config(keep_alive_s: float) -> Config:
 class _Call:
     """One request on its way to the application, which gets it from `receive`."""
 
-    def __init__(self, answer: Callable[[_Call], Awaitable[None]]) -> None:
+    def __init__(self, scope: Any, answer: Callable[[_Call], Awaitable[None]]) -> None:
+        self._scope = scope
         self.answer = answer
         self._waiting: deque[Any] = deque()
         self._came = trio.Event()
@@ -120,6 +122,7 @@ class _Call:
         self._came.set()
         if not self.has_begun and not message.get("more_body", False):
             self.has_begun = True
+            self._scope["extensions"][WHOLE] = {}
             await self.answer(self)
 
     async def receive(self) -> Any:
@@ -138,7 +141,7 @@ class _Calls(TaskGroup):
         async def answer(call: _Call) -> None:
             await _handle(app, config, scope, call.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
 
-        self._call = _Call(answer)
+        self._call = _Call(scope, answer)
         return self._call.put
 
     def begin(self) -> None:
@@ -281,12 +284,12 @@ class _HttpOnly(H11Protocol):
             await self._send_error_response(400)
             await self.send(Closed())
             return
-        headers = [(name, value) for name, value in request.headers if name not in _UPGRADES]
-        await super()._create_stream(
-            h11.Request(
+        if not _UPGRADES.isdisjoint(name for name, _ in request.headers):
+            headers = [(name, value) for name, value in request.headers if name not in _UPGRADES]
+            request = h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
-        )
+        await super()._create_stream(request)
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """As Hypercorn's, but a head waits for what follows it, and an end without bytes is no write: one answer, one write."""

@@ -261,10 +261,7 @@ class Pool:
         """A connection in autocommit: each statement is its own transaction. Raises UIMError `unavailable`."""
         if self._is_away and self._is_asking:
             raise unavailable()
-        with trio.move_on_after(self._deadlines.acquire_s) as waited:
-            await self._slots.acquire()
-        if waited.cancelled_caught:
-            raise unavailable("the database is busy")
+        await self._take_slot()
         try:
             async with self._lent() as lent:
                 yield lent
@@ -277,6 +274,15 @@ class Pool:
             raise unavailable() from lost
         finally:
             self._slots.release()
+
+    async def _take_slot(self) -> None:
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.move_on_after(self._deadlines.acquire_s) as waited:
+                await self._slots.acquire()
+            if waited.cancelled_caught:
+                raise unavailable("the database is busy") from None
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
