@@ -75,14 +75,14 @@ class Conversations:
         mark = mark_of(cursor, _Mark) if cursor is not None else None
         below = Place(mark.at_us, mark.message_id, mark.conversation_id) if mark is not None else None
         async with self._pool.connection() as tx:
-            as_of = mark.as_of if mark is not None else rfc3339(await conversations.database_time(tx))
             since = mark.since if mark is not None else _with_overlap(changed_since)
-            places = await conversations.listed(tx, user_id=user_id, changed_since=since, below=below, limit=limit + 1)
+            now, places = await conversations.listed(tx, user_id=user_id, changed_since=since, below=below, limit=limit + 1)
             here = places[:limit]
             ids = [place.conversation_id for place in here if not place.removed]
             views = await conversations.views(tx, user_id=user_id, conversation_ids=ids)
         # One that the user was put out of between the two statements is in neither: told as removed, which it is.
         items = [views.get(place.conversation_id) or Removed(place.conversation_id) for place in here]
+        as_of = mark.as_of if mark is not None else rfc3339(now)
         return ConversationPage(items, _next(here[-1], as_of, since) if len(places) > limit else None, as_of)
 
     # -- making -----------------------------------------------------------------------------------------------------------

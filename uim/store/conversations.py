@@ -221,8 +221,8 @@ class Place:
 
 # Entries of one batch share their time, so the id decides next; a one-on-one without entries stands where it was made,
 # one that the user is out of where that happened.
-_LIST: Final = """
-    select (extract(epoch from place.at) * 1000000)::bigint, place.message_id, p.conversation_id, p.left_at is not null
+_PLACES: Final = """
+    select (extract(epoch from place.at) * 1000000)::bigint as at_us, place.message_id, p.conversation_id, p.left_at is not null as removed
     from conversation_participants p
     join conversations c on c.conversation_id = p.conversation_id and c.type <> 'self'
     left join lateral (
@@ -254,12 +254,16 @@ _LIST: Final = """
             < (%(at_us)s::bigint, %(message_id)s::bigint, %(conversation_id)s::uuid))
     order by 1 desc, 2 desc, 3 desc
     limit %(limit)s"""
+# The clock that stored times are taken from, read before the list is: also where the list is empty.
+_LIST: Final = f"""
+    select statement_timestamp(), listed.* from (values (1)) once left join lateral ({_PLACES}) listed on true
+    order by listed.at_us desc, listed.message_id desc, listed.conversation_id desc"""
 
 
 async def listed(
     tx: Connection, *, user_id: UUID, changed_since: datetime | None, below: Place | None, limit: int
-) -> list[Place]:
-    """The places of a user's conversations, newest activity first, below a place.
+) -> tuple[datetime, list[Place]]:
+    """The database's time, and the places of a user's conversations as of then, newest activity first, below a place.
 
     With `changed_since`: only those in which something has changed after it, and those that the user has been out of since.
     """
@@ -275,14 +279,5 @@ async def listed(
         },
         binary=True,
     )
-    return [Place(*row) for row in await cursor.fetchall()]
-
-
-async def database_time(tx: Connection) -> datetime:
-    """The clock that stored times are taken from."""
-    cursor = await tx.execute("select clock_timestamp()", binary=True)
-    row = await cursor.fetchone()
-    assert row is not None
-    at = row[0]
-    assert isinstance(at, datetime)
-    return at
+    rows = await cursor.fetchall()
+    return rows[0][0], [Place(*row[1:]) for row in rows if row[1] is not None]
