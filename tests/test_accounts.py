@@ -359,6 +359,40 @@ async def test_a_login_that_ends_while_it_is_looked_up_is_not_let_in(database_ur
     late.close_idle()
 
 
+class Counting(Late):
+    lent = 0
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        self.lent += 1
+        async with super().connection() as tx:
+            yield tx
+
+
+async def test_logins_that_are_looked_up_at_once_are_looked_up_together(database_url: str) -> None:
+    counting = Counting(database_url, 2)
+    async with sign_in_house(database_url, login_pool=counting) as house:
+        people = [await house.registered(f"person{number}") for number in range(6)]
+        for pair in people:
+            await house.caller(pair)  # which notes that it is used
+        house.logins.clear()
+        counting.lent = 0
+        async with trio.open_nursery() as nursery:
+            for pair in people:
+                nursery.start_soon(house.caller, pair)
+        assert counting.lent == 1
+        house.logins.clear()
+        # Who was to ask for all is gone: another asks.
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as first:
+                first.cancel()
+                for pair in people[1:]:
+                    nursery.start_soon(house.caller, pair)
+                await house.caller(people[0])
+        assert counting.lent <= 3
+    counting.close_idle()
+
+
 async def test_a_login_that_ends_while_its_use_is_noted_is_not_let_in(database_url: str) -> None:
     late = Late(database_url, 2)
     async with sign_in_house(database_url, login_pool=late) as house:

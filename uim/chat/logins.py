@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from uim.chat.tokens import AccessClaims, Tokens
 from uim.errors import UIMError
 from uim.model.person import Caller
 from uim.store import logins
+from uim.store.logins import LiveLogin
 from uim.store.postgres import Pool
 
 T = TypeVar("T")
@@ -34,6 +35,16 @@ class _Living:
     caller: Caller
     used_generation: int
     mark_not_before: float = 0.0
+
+
+@dataclass(slots=True)
+class _Question:
+    """Which of these logins live; `found` is None while that is not known."""
+
+    login_ids: list[UUID]
+    found: dict[UUID, LiveLogin] | None = None
+    failure: UIMError | None = None
+    is_over: trio.Event = field(default_factory=trio.Event)
 
 
 class Logins:
@@ -53,6 +64,8 @@ class Logins:
         self._max_remembered = max_remembered
         self._living: OrderedDict[UUID, _Living] = OrderedDict()
         self._ended: OrderedDict[UUID, None] = OrderedDict()
+        self._one_asks = trio.Lock()
+        self._next_question: _Question | None = None
 
     async def authenticate(self, token: str) -> Caller:
         """The caller with this access token. Raises what `claims` and `caller` do."""
@@ -119,8 +132,7 @@ class Logins:
         return known
 
     async def _load(self, login_id: UUID) -> _Living:
-        async with self._pool.connection() as tx:
-            found = await logins.living(tx, login_id)
+        found = (await self._looked_up(login_id)).get(login_id)
         # No await from here on. The query may be older than the news that this login has ended.
         if found is None or login_id in self._ended:
             raise _session_ended()
@@ -128,6 +140,31 @@ class Logins:
         known = _Living(caller, found.used_generation)
         _remember(self._living, login_id, known, self._max_remembered)
         return known
+
+    async def _looked_up(self, login_id: UUID) -> dict[UUID, LiveLogin]:
+        """Who asks while one question is with the database is in the next one, which the first of them asks for all."""
+        while (asked := self._next_question) is not None:
+            asked.login_ids.append(login_id)
+            await asked.is_over.wait()
+            if asked.failure is not None:
+                raise asked.failure
+            if asked.found is not None:
+                return asked.found
+            # Whoever was to ask it has gone.
+        asked = self._next_question = _Question([login_id])
+        try:
+            async with self._one_asks:
+                self._next_question = None
+                async with self._pool.connection() as tx:
+                    asked.found = await logins.living(tx, asked.login_ids)
+            return asked.found
+        except UIMError as refusal:
+            asked.failure = refusal
+            raise
+        finally:
+            if self._next_question is asked:
+                self._next_question = None
+            asked.is_over.set()
 
     async def _mark_used(self, known: _Living, claims: AccessClaims) -> None:
         """The client has the new pair, so the old refresh token's time runs out.

@@ -67,18 +67,17 @@ async def add(
     )
 
 
-async def living(tx: Connection, login_id: UUID) -> LiveLogin | None:
-    """The login, if it and its account live."""
+async def living(tx: Connection, login_ids: Sequence[UUID]) -> dict[UUID, LiveLogin]:
+    """Those of these logins that live, and their accounts too."""
     cursor = await tx.execute(
         f"""select l.login_id, l.user_id, u.username, l.device_id,
                 case when l.generation_used_at is null then l.generation - 1 else l.generation end
             from logins l join users u on u.user_id = l.user_id
-            where l.login_id = %s and {_LIVES} and u.deleted_at is null""",
-        (login_id,),
+            where l.login_id = any(%s) and {_LIVES} and u.deleted_at is null""",
+        (list(login_ids),),
         binary=True,
     )
-    row = await cursor.fetchone()
-    return None if row is None else LiveLogin(*row)
+    return {row[0]: LiveLogin(*row) for row in await cursor.fetchall()}
 
 
 async def mark_used(tx: Connection, *, login_id: UUID, generation: int) -> None:
