@@ -7,6 +7,7 @@ here an outage is a word (`is_up`), a refused call, a dropped command, never an 
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -188,7 +189,8 @@ class RedisLink:
         finally:
             self._ended = True
 
-    def _client(self, answer_within_s: float = ANSWER_WITHIN_S) -> Any:
+    def _client(self, answer_within_s: float | None = None) -> Any:
+        """`answer_within_s` is for each reply, and a timer for each; a pipeline has one of its own."""
         return redis.asyncio.Redis.from_url(
             self._url, socket_timeout=answer_within_s, socket_connect_timeout=ANSWER_WITHIN_S, health_check_interval=0
         )
@@ -202,7 +204,8 @@ class RedisLink:
                 if self.is_up:
                     await self._usual.wake.wait()
             batch = self._usual.take()
-            replies = await trio_asyncio.aio_as_trio(_carry_out)(client, [call.command for call in batch] or [("PING",)])
+            commands = [call.command for call in batch] or [("PING",)]
+            replies = await trio_asyncio.aio_as_trio(_carry_out)(client, commands, ANSWER_WITHIN_S)
             if isinstance(replies, Exception):
                 self._went_away(batch, replies)
                 await trio.sleep(rest.next_s())
@@ -216,13 +219,13 @@ class RedisLink:
 
     async def _pump_durably(self) -> None:
         """Pipelines that end with WAITAOF: their replies count once it has given 1."""
-        client = self._client(DURABLE_WITHIN_S)
+        client = self._client()
         wait_for_disk = ("WAITAOF", 1, 0, int((DURABLE_WITHIN_S - 0.5) * 1000))
         while True:
             await self._durable.wake.wait()
             batch = self._durable.take()
             commands = [*(call.command for call in batch), wait_for_disk]
-            replies = await trio_asyncio.aio_as_trio(_carry_out)(client, commands)
+            replies = await trio_asyncio.aio_as_trio(_carry_out)(client, commands, DURABLE_WITHIN_S)
             if isinstance(replies, Exception):
                 self._durable.fail(batch, str(replies))
             elif isinstance(replies[-1], Exception) or replies[-1][0] < 1:
@@ -267,7 +270,7 @@ class RedisLink:
 
     async def _hear(self) -> Exception:
         """In asyncio: hear the channels until they break. A ping every second tells a dead line from a quiet one."""
-        client = self._client()
+        client = self._client(ANSWER_WITHIN_S)
         try:
             async with client.pubsub() as subscription:
                 await subscription.subscribe(*self._channels)
@@ -291,10 +294,10 @@ class RedisLink:
             await client.aclose()
 
 
-async def _carry_out(client: Any, commands: Sequence[Command]) -> list[Any] | Exception:
+async def _carry_out(client: Any, commands: Sequence[Command], within_s: float) -> list[Any] | Exception:
     """In asyncio: one pipeline. The replies, a failed command's as an exception; or the exception that broke all of it."""
     try:
-        async with client.pipeline(transaction=False) as pipe:
+        async with asyncio.timeout(within_s), client.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
             replies: list[Any] = await pipe.execute(raise_on_error=False)
