@@ -15,7 +15,7 @@ from tests.faults.conftest import Pair
 from tests.faults.raw import CLOSE, CONTINUATION, PING, TEXT, close_code
 from tests.house import Person, Server
 from uim.errors import Cut
-from uim.live.pacing import EARNED_PER_S, MOST_SAVED, PRICES, REFUSED
+from uim.live.pacing import ACK, EARNED_PER_S, MOST_SAVED, PRICES, REFUSED
 from uim.live.session import Session
 from uim.wire.frames import MAX_FRAME_IN_BYTES, HeartbeatPing, SyncRequest
 
@@ -75,7 +75,8 @@ async def test_control_frames_come_at_a_hundred_a_second_once_the_savings_are_sp
         ("HEARTBEAT_PING", {}, PRICES[HeartbeatPing]),
         ("SYNC_REQUEST", {"last_sync_id": 0}, PRICES[SyncRequest]),
         ("PRESENCE_UPDATE", {"availability": "busy"}, 100),
-        ("MESSAGE_ACK", {"status": "delivered", "message_id": 10**12}, 1 + REFUSED),
+        ("MESSAGE_ACK", {"status": "delivered", "message_id": 10**12}, REFUSED),
+        ("MESSAGE_ACK", {"status": "delivered", "message_id": 1}, ACK),
         ("NO_SUCH_TYPE", {}, REFUSED),
     ],
 )

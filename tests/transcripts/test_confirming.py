@@ -13,6 +13,7 @@ import trio
 from tests.house import Server
 from tests.transcripts.test_sync import all_stored, batches, ids, stored_cursor, two
 from uim.errors import Cut
+from uim.live import pacing
 from uim.live.pacing import PRICES
 from uim.wire.frames import SyncRequest
 
@@ -116,6 +117,21 @@ async def test_many_rewinds_at_once_never_take_the_connection_for_a_replaced_one
 
 
 # -- confirming -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_sent_may_be_confirmed_as_fast_as_it_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "EARNED_PER_S", 0.1)
+    monkeypatch.setattr(pacing, "MOST_SAVED", 0.5)
+    alice, bob, conversation_id = await two(server)
+    phone = await bob.connect("phone")
+    monkeypatch.undo()
+    spoken = await (await alice.connect("laptop")).say_many(conversation_id, [str(number) for number in range(20)])
+    await phone.reached(spoken[-1])
+    monkeypatch.setattr(pacing, "EARNED_PER_S", 0.1)
+    with trio.fail_after(5):
+        for message_id in spoken:
+            await phone.send("MESSAGE_ACK", status="delivered", message_id=message_id)
+        await all_stored(bob, conversation_id)
 
 
 async def test_confirming_more_than_was_sent_is_refused_and_less_is_ignored(server: Server) -> None:

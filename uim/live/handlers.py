@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from uim.chat.memberships import Membership
 from uim.errors import UIMError, invalid, not_found
-from uim.live.pacing import REFUSED
+from uim.live.pacing import ACK, REFUSED
 from uim.live.session import Session
 from uim.model.ids import rfc3339
 from uim.model.message import Draft, Posted, Queued
@@ -144,17 +144,28 @@ async def acknowledge(session: Session, received: MessageAck) -> None:
     """Delivered: the cursor and the watermarks move. Read: that conversation's."""
     said = received.payload
     if said.status == "delivered":
-        if said.message_id > session.outbox.told_ever:
-            raise invalid("message_id", "is above everything that this connection was sent")
-        if said.message_id > session.outbox.told:
-            return  # of what was sent before a SYNC_REQUEST: it says nothing of what is sent since
-        # A lower one than before moves no cursor, but may confirm what has been sent again meanwhile.
-        session.house.receipts.confirmed(session.outbox, said.message_id)
+        if _confirmed(session, said.message_id):
+            return  # it costs nothing: there are no more of these than entries and pages were sent
+        await session.pace.spend(ACK)
         return
+    await session.pace.spend(ACK)
     if said.conversation_id is UNSET:
         raise invalid("conversation_id", "is required with status read")
     await _membership(session, said.conversation_id)
     session.house.receipts.read(session.caller.user_id, said.conversation_id, said.message_id)
+
+
+def _confirmed(session: Session, message_id: int) -> bool:
+    """Whether that confirms something that was waiting for it. Raises `validation_failed` for what was never sent."""
+    outbox = session.outbox
+    if message_id > outbox.told_ever:
+        raise invalid("message_id", "is above everything that this connection was sent")
+    if message_id > outbox.told:
+        return False  # of what was sent before a SYNC_REQUEST: it says nothing of what is sent since
+    waiting = len(outbox.unconfirmed)
+    # A lower one than before moves no cursor, but may confirm what has been sent again meanwhile.
+    session.house.receipts.confirmed(outbox, message_id)
+    return len(outbox.unconfirmed) < waiting
 
 
 async def say_typing(session: Session, received: TypingIndicator) -> None:
