@@ -120,14 +120,12 @@ async def test_many_rewinds_at_once_never_take_the_connection_for_a_replaced_one
 
 
 async def test_what_was_sent_may_be_confirmed_as_fast_as_it_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "EARNED_PER_S", 0.1)
-    monkeypatch.setattr(pacing, "MOST_SAVED", 0.5)
     alice, bob, conversation_id = await two(server)
-    phone = await bob.connect("phone")
-    monkeypatch.undo()
-    spoken = await (await alice.connect("laptop")).say_many(conversation_id, [str(number) for number in range(20)])
+    laptop, phone = await alice.connect("laptop"), await bob.connect("phone")
+    spoken = await laptop.say_many(conversation_id, [str(number) for number in range(20)])
     await phone.reached(spoken[-1])
     monkeypatch.setattr(pacing, "EARNED_PER_S", 0.1)
+    monkeypatch.setattr(pacing, "MOST_SAVED", 0.5)
     with trio.fail_after(5):
         for message_id in spoken:
             await phone.send("MESSAGE_ACK", status="delivered", message_id=message_id)
