@@ -142,3 +142,31 @@ async def test_once_those_sent_away_have_come_back_there_is_room_again(autojump_
 async def test_the_words_of_a_closing_frame_are_those_of_the_protocol(autojump_clock: trio.testing.MockClock) -> None:
     name, _, value = arrivals().words().partition("=")
     assert name == "retry_after_ms" and 1_000 <= int(value) <= 5_000
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the loop's turns."""
+
+    number = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+async def test_of_a_crowd_that_leaves_one_goes_in_each_turn_of_the_loop() -> None:
+    turns, left = Turns(), list[int]()
+    arrivals = Arrivals(per_user=5, randomness=random.Random(1))
+
+    async def leave() -> None:
+        await arrivals.departure()
+        left.append(turns.number)
+
+    trio.lowlevel.add_instrument(turns)
+    try:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(leave)
+    finally:
+        trio.lowlevel.remove_instrument(turns)
+    assert len(set(left)) == 20

@@ -127,6 +127,7 @@ class Session:
                         nursery.start_soon(self._heartbeat)
                         await self._begin()
                         await self._inbound()
+                        await self._arrivals.departure()
                         nursery.cancel_scope.cancel()
             except* Exception:
                 log.exception("a connection failed")
