@@ -88,6 +88,11 @@ class ByteStream(trio.abc.Stream):
     def unread(self, head: bytes) -> None:
         self._replay = head + self._replay
 
+    @property
+    def unread_bytes(self) -> bytes:
+        """What comes again."""
+        return self._replay
+
     def hang_up(self) -> None:
         """Close the socket now; whoever waits on it gets ClosedResourceError."""
         self._closing = True

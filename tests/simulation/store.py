@@ -194,12 +194,14 @@ async def around(tx: Connection, user_ids: Collection[UUID]) -> dict[UUID, tuple
     )
 
 
-async def living_login(tx: Connection, login_id: UUID) -> LiveLogin | None:
-    def act(tables: Any) -> LiveLogin | None:
-        if login_id not in tables.logins:
-            return None
-        user_id, device_id = tables.logins[login_id]
-        return LiveLogin(login_id, user_id, tables.users[user_id].username, device_id, 1)
+async def living_logins(tx: Connection, login_ids: Sequence[UUID]) -> dict[UUID, LiveLogin]:
+    def act(tables: Any) -> dict[UUID, LiveLogin]:
+        found = {}
+        for login_id in login_ids:
+            if login_id in tables.logins:
+                user_id, device_id = tables.logins[login_id]
+                found[login_id] = LiveLogin(login_id, user_id, tables.users[user_id].username, device_id, 1)
+        return found
 
     return await tx.ask("living", act)
 
@@ -301,7 +303,7 @@ STAND_INS: dict[ModuleType, dict[str, Function]] = {
     conversations: {"views": views, "views_of": views_of, "unread": unread, "is_member": is_member},
     deletion: {"hidden_of": hidden_of},
     blocks: {"around": around},
-    logins: {"living": living_login, "ended_since": ended_since},
+    logins: {"living": living_logins, "ended_since": ended_since},
     words: {"keep": keep_word, "newest": newest_words, "above": words_above, "forget": forget_words},
     spool: {"take_turn": take_turn},
     seats: {

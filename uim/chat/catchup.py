@@ -76,15 +76,13 @@ class CatchUp:
             return None
         return _bounded(messages.Page(entries, entries[-1].message_id, True), {}, user_id, frozenset())
 
-    async def run(self, outbox: Outbox, request_id: str | None = None, *, nothing_up_to: int | None = None) -> None:
-        """Bring a connection from `outbox.sent` to live. Returns once it is live, or closed. Waits while the database is away.
+    def nothing(self, outbox: Outbox, request_id: str | None, *, up_to: int) -> bool:
+        """Queue a page for a connection for which there is nothing up to there; whether it is live now. Does not await."""
+        return self._push(outbox, Batch([], [], [], up_to, False), request_id)
 
-        `nothing_up_to`: there is known to be nothing for this user from `outbox.sent` up to there, so that needs no reading.
-        """
-        if nothing_up_to is not None:
-            if self._push(outbox, Batch([], [], [], nothing_up_to, False), request_id):
-                return
-        elif outbox.is_fresh and (queued := await self.read_queue(user_id=outbox.user_id, after=outbox.sent)) is not None:
+    async def run(self, outbox: Outbox, request_id: str | None = None) -> None:
+        """Bring a connection from `outbox.sent` to live. Returns once it is live, or closed. Waits while the database is away."""
+        if outbox.is_fresh and (queued := await self.read_queue(user_id=outbox.user_id, after=outbox.sent)) is not None:
             self._push(outbox, queued, request_id)
         while not outbox.closed:
             if not outbox.may_read_page():

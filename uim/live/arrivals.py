@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -91,16 +92,22 @@ class Arrivals:
         if self._is_closed or self.waiting >= self._max_waiting or self._of_user[user_id] >= self._per_user:
             raise OverCapacity
         turn = await self._stand_in_line(user_id)
-        begin_at = max(trio.current_time(), self._next_at)
+        now = trio.current_time()
+        begin_at = max(now, self._next_at)
         self._next_at = begin_at + self._between_s
-        try:
-            await trio.sleep_until(begin_at)
-        except trio.Cancelled:
-            turn.end()
-            raise
+        if begin_at > now:
+            try:
+                await trio.sleep_until(begin_at)
+            except trio.Cancelled:
+                turn.end()
+                raise
         return turn
 
     async def _stand_in_line(self, user_id: UUID) -> Turn:
+        if not self._line:
+            with suppress(trio.WouldBlock):
+                self._places.acquire_nowait()
+                return Turn(self._places)
         with trio.move_on_after(self._wait_s) as patience:
             self._line.add(patience)
             self._of_user[user_id] += 1

@@ -299,15 +299,21 @@ class Session:
             return
         if self._catching_up is not None:
             self._catching_up.cancel()
+        nothing_up_to, self._nothing_up_to = self._nothing_up_to, None
+        if nothing_up_to is not None and self.house.catchup.nothing(self.outbox, self._sync_request, up_to=nothing_up_to):
+            self._caught_up()
+            return
         self._catching_up = trio.CancelScope()
         self._nursery.start_soon(self._catch_up, self._catching_up)
 
     async def _catch_up(self, scope: trio.CancelScope) -> None:
         with scope:
-            nothing_up_to, self._nothing_up_to = self._nothing_up_to, None
-            await self.house.catchup.run(self.outbox, self._sync_request, nothing_up_to=nothing_up_to)
-            self.house.presence.live(self.outbox)
-            self._sync_request = self._catching_up = None
+            await self.house.catchup.run(self.outbox, self._sync_request)
+            self._caught_up()
+
+    def _caught_up(self) -> None:
+        self.house.presence.live(self.outbox)
+        self._sync_request = self._catching_up = None
 
     # -- the cursor -------------------------------------------------------------------------------------------------------
 

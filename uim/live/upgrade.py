@@ -54,7 +54,8 @@ class WebSocketFront:
 
     async def __call__(self, stream: trio.abc.Stream, peer: Peer) -> None:
         assert isinstance(stream, ByteStream)
-        if not await _asks_to_upgrade(stream):
+        # The head, which the listener has read whole.
+        if not _UPGRADE.search(stream.unread_bytes.partition(b"\r\n\r\n")[0]):
             await stream.send_all(refusal(HTTPStatus.BAD_REQUEST, "bad_request", "/ws is for WebSockets"))
             await stream.aclose()
             return
@@ -156,13 +157,6 @@ class WebSocketFront:
         with trio.move_on_after(GOODBYE_S):
             cut = Cut.RESTART if self._is_draining() else Cut.OVER_CAPACITY
             await ws.aclose(cut.close_code, self._arrivals.words())
-
-
-async def _asks_to_upgrade(stream: ByteStream) -> bool:
-    """Whether the head, which the listener has read whole, asks for a WebSocket; its bytes come again."""
-    head = await stream.receive_some()
-    stream.unread(head)
-    return _UPGRADE.search(head.partition(b"\r\n\r\n")[0]) is not None
 
 
 def _subprotocol(request: WebSocketRequest) -> str | None:
