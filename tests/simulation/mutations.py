@@ -22,6 +22,7 @@ from uim.chat.catchup import CatchUp
 from uim.chat.connects import Connects
 from uim.chat.outbox import Outbox
 from uim.chat.receipts import Receipts
+from uim.chat.ring import Ring
 from uim.chat.spool import Spool
 from uim.chat.switchboard import Switchboard
 from uim.chat.tailer import Tailer
@@ -222,7 +223,7 @@ MUTATIONS = [
     Mutation(
         "the ring is taken for long enough",
         frozenset({"GAP", "LOSS", "CURSOR"}),
-        lambda: edited(Tailer, "since", ("if not self.ring or self.ring[0].message_id > position + 1:", "if not self.ring:")),
+        lambda: edited(Ring, "since", ("if not self or self[0].message_id > position + 1:", "if not self:")),
     ),
     Mutation(
         "going live without a look at the position",

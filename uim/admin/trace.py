@@ -68,7 +68,7 @@ class ProcessTrace(msgspec.Struct, omit_defaults=True):
 async def trace(tailer: Tailer, switchboard: Switchboard, question: Question) -> ProcessTrace:
     """Everything about that entry, for those users."""
     told = _told_by(trio.current_time(), time.time())
-    entry = tailer.held(question.message_id)
+    entry = tailer.ring.held(question.message_id)
     outboxes = [outbox for user_id in dict.fromkeys(question.users) for outbox in switchboard.of_user(user_id)]
     found = ProcessTrace(
         process=os.getpid(),

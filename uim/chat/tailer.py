@@ -8,8 +8,6 @@ connected lately (storage.md §2).
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -19,6 +17,7 @@ import trio
 
 from uim.chat.epochs import Epochs
 from uim.chat.memberships import Memberships
+from uim.chat.ring import Ring
 from uim.chat.switchboard import Switchboard
 from uim.log import get_logger
 from uim.model.message import Entry
@@ -81,7 +80,7 @@ class Tailer:
         self.position = 0
         # Counts the epochs that began meanwhile: what was asked for before is not handed on after.
         self._beginnings = 0
-        self.ring: deque[Entry] = deque(maxlen=RING_ENTRIES)
+        self.ring = Ring(maxlen=RING_ENTRIES)
 
     def offer(self, entries: Iterable[Entry]) -> None:
         """Entries that somebody has committed, in any order, perhaps again. Does not await.
@@ -218,10 +217,9 @@ class Tailer:
 
     def _take_back(self, deletion: Entry) -> None:
         """What was deleted for everyone leaves the ring too; those who catch up from it get what the database would give."""
-        target_id = deletion.event["target_message_id"]
-        at = bisect_left(self.ring, target_id, key=lambda held: held.message_id)
-        if self.ring[at].message_id == target_id:
-            self.ring[at].blank()
+        target = self.ring.held(deletion.event["target_message_id"])
+        if target is not None:
+            target.blank()
 
     def _announce(self, entry: Entry) -> None:
         """A changed conversation is told to its members (with its object, loaded later), its end to who is out."""
@@ -306,11 +304,6 @@ class Tailer:
         while self._pending:
             await trio.sleep(0.005)
 
-    def held(self, message_id: int) -> Entry | None:
-        """One of the newest entries, while the ring holds it."""
-        at = bisect_left(self.ring, message_id, key=lambda entry: entry.message_id)
-        return self.ring[at] if at < len(self.ring) and self.ring[at].message_id == message_id else None
-
     # -- for those who catch up -------------------------------------------------------------------------------------------
 
     def since(self, position: int, user_id: UUID) -> list[Entry] | None:
@@ -321,16 +314,4 @@ class Tailer:
         epoch = self._epochs.present
         if position >= self.position or (position >= epoch.empty_above and self.position == epoch.base - 1):
             return []
-        if not self.ring or self.ring[0].message_id > position + 1:
-            return None
-        seen: list[Entry] = []
-        for entry in reversed(self.ring):
-            if entry.message_id <= position:
-                break
-            membership = self._memberships.get(entry.conversation_id)
-            if membership is None:
-                return None
-            if membership.sees(user_id, entry.message_id):
-                seen.append(entry)
-        seen.reverse()
-        return seen
+        return self.ring.since(position, user_id, self._memberships)
