@@ -79,19 +79,14 @@ class ByteStream(trio.abc.Stream):
         self._tcp = tcp
         self._deadlines = deadlines
         self._write_now = write_now
-        self._replay = b""
+        self.unread_bytes = b""  # they come again
         self._closing = False
         self._is_being_read = False
         # Made by whoever waits for that to end.
         self._no_reader: trio.Event | None = None
 
     def unread(self, head: bytes) -> None:
-        self._replay = head + self._replay
-
-    @property
-    def unread_bytes(self) -> bytes:
-        """What comes again."""
-        return self._replay
+        self.unread_bytes = head + self.unread_bytes
 
     def hang_up(self) -> None:
         """Close the socket now; whoever waits on it gets ClosedResourceError."""
@@ -101,10 +96,10 @@ class ByteStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._closing:
             raise trio.ClosedResourceError
-        if self._replay:
+        if self.unread_bytes:
             await trio.lowlevel.checkpoint()
-            end = max_bytes or len(self._replay)
-            piece, self._replay = self._replay[:end], self._replay[end:]
+            end = max_bytes or len(self.unread_bytes)
+            piece, self.unread_bytes = self.unread_bytes[:end], self.unread_bytes[end:]
             return piece
         self._is_being_read = True
         try:

@@ -24,6 +24,9 @@ from uim.store.postgres import Connection, Pool
 from uim.store.receipts import Advance
 
 MOST_AT_ONCE: Final = 64
+# After a batch of so many there are many more: a moment more of them share the next.
+CROWD: Final = 4
+GATHER_S: Final = 0.005
 MAX_BEHIND: Final = 10_000
 
 
@@ -106,6 +109,8 @@ class Connects:
             self._wake = trio.Event()
             while batch := self._next():
                 await self._settle(batch)
+                if len(batch) >= CROWD:
+                    await trio.sleep(GATHER_S)
 
     def _next(self) -> list[_Waiting]:
         """Who waits longest, each of another device: a statement changes no row twice."""
