@@ -315,9 +315,11 @@ async def test_a_process_that_was_only_slow_says_again_what_it_holds(town: Town)
     with redis.Redis.from_url(town.redis_url) as client:
         # As a survivor does who finds the lease run out.
         await here.presence._let_go(there.process_id, [bob])
-        await told(laptop, bob, "offline")
         client.delete(f"process:{there.process_id}")
-    await told(laptop, bob, "online")
+        await eventually(lambda: client.exists(f"process:{there.process_id}", f"presence:held:{there.process_id}") == 2)
+    # What went and came back within one tick is told to nobody; who asks now is told how it is.
+    assert await snapshot(here.connect(alice, "tablet")) == {str(bob): "online"}
+    assert [user["status"] for payload in updates(laptop) for user in payload["users"]][-1:] in ([], ["online"])
 
 
 async def test_redis_that_comes_back_empty_is_filled_again(town: Town) -> None:
