@@ -209,6 +209,32 @@ async def test_what_comes_during_a_long_answer_is_answered_after_it(monkeypatch:
             assert answers.count(b"HTTP/1.1 200") == 2
 
 
+async def test_a_body_that_nobody_takes_is_read_no_further() -> None:
+    app, go_on = new_app(), trio.Event()
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await go_on.wait()
+        await app(scope, receive, send)
+
+    @app.post("/note")
+    async def note() -> str:
+        return str(len(await quart.request.get_data()))
+
+    piece = b"400\r\n" + bytes(1024) + b"\r\n"
+    async with serving(late) as listener:
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        await stream.send_all(b"POST /note HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        with trio.move_on_after(0.5):
+            while True:
+                await stream.send_all(piece * 100)
+                sent += 100 * 1024
+        assert sent < 16 * 1024 * 1024, "more than the kernel holds"
+        go_on.set()
+        with trio.fail_after(5):
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+
+
 async def test_stopping_does_not_wait_for_a_client_that_reads_nothing() -> None:
     app, pouring = new_app(), trio.Event()
 

@@ -260,7 +260,11 @@ class Tables:
         return missed
 
     def connected_since(self, since: datetime) -> list[tuple[UUID, str, int]]:
-        return [(*device, cursor.connection_no) for device, cursor in self.cursors.items() if cursor.connected_at > since]
+        return [
+            (*device, cursor.connection_no)
+            for device, cursor in self.cursors.items()
+            if cursor.connected_at > since and cursor.connection_no > 1
+        ]
 
     def newest_in_stays(self, conversation_id: UUID, user_id: UUID, up_to: int) -> int | None:
         ids = self.by_conversation.get(conversation_id, ())

@@ -9,8 +9,6 @@ when a release of Hypercorn moves them.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -25,7 +23,6 @@ from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState, H11SendableEvent
@@ -33,7 +30,7 @@ from hypercorn.utils import wrap_app
 
 from uim.admission import Peer
 from uim.api.answers import problem_bytes
-from uim.api.exchange import WHOLE
+from uim.api.calls import Calls
 from uim.listener import ByteStream
 
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -106,56 +103,6 @@ def _config(keep_alive_s: float) -> Config:
     return config
 
 
-class _Call:
-    """One request on its way to the application, which gets it from `receive`."""
-
-    def __init__(self, scope: Any, answer: Callable[[_Call], Awaitable[None]]) -> None:
-        self._scope = scope
-        self.answer = answer
-        self._waiting: deque[Any] = deque()
-        self._came = trio.Event()
-        self.has_begun = False
-
-    async def put(self, message: Any) -> None:
-        """The next of the request. Where it is not being answered yet when its last is there, it is before this returns."""
-        self._waiting.append(message)
-        self._came.set()
-        if not self.has_begun and not message.get("more_body", False):
-            self.has_begun = True
-            self._scope["extensions"][WHOLE] = {}
-            await self.answer(self)
-
-    async def receive(self) -> Any:
-        while not self._waiting:
-            self._came = trio.Event()
-            await self._came.wait()
-        return self._waiting.popleft()
-
-
-class _Calls(TaskGroup):
-    """In place of Hypercorn's: a request that has come whole is answered by the task that read it, any other by a task of its own."""
-
-    _call: _Call | None = None
-
-    async def spawn_app(self, app: Any, config: Config, scope: Any, send: Any) -> Any:
-        async def answer(call: _Call) -> None:
-            await _handle(app, config, scope, call.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
-
-        self._call = _Call(scope, answer)
-        return self._call.put
-
-    def begin(self) -> None:
-        """Answer what has not come whole, while the rest of it comes."""
-        call = self._call
-        if call is not None and not call.has_begun:
-            call.has_begun = True
-            self.spawn(call.answer, call)
-
-    def end(self) -> None:
-        assert self._nursery is not None
-        self._nursery.cancel_scope.cancel()
-
-
 class _Connection(TCPServer):
     """One connection: its requests one after the other, and beside them a watch on a client that may have gone."""
 
@@ -173,7 +120,7 @@ class _Connection(TCPServer):
 
     async def run(self) -> None:
         try:
-            calls = _Calls()
+            calls = Calls()
             async with calls:
                 # It has ProtocolWrapper's two methods, without the ways over to HTTP/2.
                 self.protocol = cast(ProtocolWrapper, self._http_only(calls))
@@ -187,12 +134,12 @@ class _Connection(TCPServer):
         if self._idle_until < inf:
             self._reading.cancel()
 
-    def _http_only(self, calls: _Calls) -> _HttpOnly:
+    def _http_only(self, calls: Calls) -> _HttpOnly:
         client = (self._peer.address, self._peer.port)
         state = ConnectionState({})
         return _HttpOnly(self.app, self.config, self.context, calls, state, self._peer.tls, client, None, self.protocol_send)
 
-    async def _read_on(self, calls: _Calls) -> None:
+    async def _read_on(self, calls: Calls) -> None:
         # Begun while the server stops, it has one request to answer.
         if self.context.terminated.is_set():
             self._idle_until = inf

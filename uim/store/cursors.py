@@ -174,9 +174,10 @@ async def _replaced(tx: Connection, missed: Sequence[Move]) -> set[tuple[UUID, s
 
 
 async def connected_since(tx: Connection, seconds: float) -> list[tuple[UUID, str, int]]:
-    """(user, device, connection_no) of the connects of the last seconds."""
+    """(user, device, connection_no) of the connects of the last seconds; a device's first one has replaced none."""
     cursor = await tx.execute(
-        "select user_id, device_id, connection_no from device_cursors where connected_at > now() - make_interval(secs => %s)",
+        """select user_id, device_id, connection_no from device_cursors
+            where connected_at > now() - make_interval(secs => %s) and connection_no > 1""",
         (seconds,),
         binary=True,
     )
