@@ -209,6 +209,27 @@ async def test_what_comes_during_a_long_answer_is_answered_after_it(monkeypatch:
             assert answers.count(b"HTTP/1.1 200") == 2
 
 
+async def test_an_answer_that_takes_just_as_long_as_nobody_watches_ends_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WATCHED_AFTER_S", 0.02)
+    app = new_app()
+
+    @app.get("/just")
+    async def just() -> str:
+        await trio.sleep_until(trio.current_time() + 0.0195)
+        return "as long"
+
+    async with serving(app) as listener:
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        for _ in range(60):
+            await stream.send_all(b"GET /just HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            with trio.fail_after(5):
+                while not answer.endswith(b"as long"):
+                    piece = await stream.receive_some()
+                    assert piece, "hung up"
+                    answer += piece
+
+
 async def test_a_body_that_nobody_takes_is_read_no_further() -> None:
     app, go_on = new_app(), trio.Event()
 

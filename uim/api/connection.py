@@ -114,6 +114,7 @@ class _Connection(TCPServer):
         # Until when the end of the next head has to be there; after it, and until it is answered, for ever.
         self._idle_until = trio.current_time() + config.keep_alive_timeout
         self._reading, self._answering, self._watching = trio.CancelScope(), trio.CancelScope(), trio.CancelScope()
+        self._is_answering = False
         # What the watch has read, and the sign that it reads no more.
         self._ahead = b""
         self._watched: trio.Event | None = None
@@ -146,8 +147,10 @@ class _Connection(TCPServer):
         data = await self._received()
         while data:
             self._watching.deadline = trio.current_time() + WATCHED_AFTER_S
+            self._is_answering = True
             with trio.CancelScope() as self._answering:
                 await self.protocol.handle(RawData(data))
+            self._is_answering = False
             self._watching.deadline = inf
             if self._answering.cancelled_caught:
                 break
@@ -191,7 +194,11 @@ class _Connection(TCPServer):
             while True:
                 with self._watching:
                     await trio.sleep_forever()
-                self._watched, self._watching = trio.Event(), trio.CancelScope()
+                self._watching = trio.CancelScope()
+                # Over just now, the answer is followed by reading, and only one task may read a socket.
+                if not self._is_answering:
+                    continue
+                self._watched = trio.Event()
                 with self._watching:
                     await self._read_ahead()
                 self._watching = trio.CancelScope()
