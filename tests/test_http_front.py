@@ -209,6 +209,21 @@ async def test_what_comes_during_a_long_answer_is_answered_after_it(monkeypatch:
             assert answers.count(b"HTTP/1.1 200") == 2
 
 
+async def test_a_connection_is_good_for_more_than_a_thousand_requests() -> None:
+    async with serving(new_app()) as listener:
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        answers = 0
+        with trio.fail_after(20):
+            for _ in range(11):
+                await stream.send_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+                wanted = answers + 100
+                while answers < wanted:
+                    data = await stream.receive_some()
+                    assert data, "hung up"
+                    answers += data.count(b"HTTP/1.1 404")
+        assert answers == 1_100
+
+
 async def test_an_answer_that_takes_just_as_long_as_nobody_watches_ends_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WATCHED_AFTER_S", 0.02)
     app = new_app()

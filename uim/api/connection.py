@@ -38,6 +38,7 @@ MAX_FIELDS: Final = 100
 # Longer than a stream's own goodbye, which is part of it.
 RECYCLE_S: Final = 5.0
 RECEIVE_BYTES: Final = 64 * 1024
+MOST_REQUESTS: Final = 1_000_000
 # An answer that takes longer is watched: its client may have gone.
 WATCHED_AFTER_S: Final = 1.0
 MAX_AHEAD_BYTES: Final = 64 * 1024
@@ -97,6 +98,8 @@ def _config(keep_alive_s: float) -> Config:
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
     # From the end of one answer to the end of the next head: this also cuts who sends a head by drops.
     config.keep_alive_timeout = keep_alive_s
+    # A connection that is made anew costs us more than one that goes on; Hypercorn would end it after a thousand requests.
+    config.keep_alive_max_requests = MOST_REQUESTS
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
