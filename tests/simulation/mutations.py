@@ -235,7 +235,7 @@ MUTATIONS = [
     Mutation(
         "the ring is read without its stays",
         frozenset({"LEAK"}),
-        lambda: edited(Tailer, "since", ("if membership.sees(user_id, entry.message_id):", "if True:")),
+        lambda: edited(Ring, "since", ("if membership.sees(user_id, entry.message_id):", "if True:")),
     ),
     Mutation(
         "what the bus does not bring is not looked for",

@@ -159,9 +159,11 @@ class Connects:
     async def _open(self, connects: Sequence[Connect]) -> list[cursors.Opened | cursors.Overtaken | UIMError]:
         advances: list[Advance] = []
         kept: Kept | None = None
+        # Before the database's own time is taken: by its clock nobody came sooner than they did, so whoever comes once an earlier
+        # connection of its device is open is never taken for the older one.
+        now = trio.current_time()
         try:
             async with self._pool.transaction() as tx:
-                now = trio.current_time()
                 found = await cursors.open_cursors(tx, [connect.opening(now) for connect in connects])
                 advances = await self._deliver_passed(tx, connects, found)
                 kept = await self._bus.keep_receipts(tx, advances, {})
