@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.test_http_front import Turns
 from uim.live.arrivals import (
     LEAST_RETURN_S,
     MOST_RETURN_S,
@@ -142,15 +143,6 @@ async def test_once_those_sent_away_have_come_back_there_is_room_again(autojump_
 async def test_the_words_of_a_closing_frame_are_those_of_the_protocol(autojump_clock: trio.testing.MockClock) -> None:
     name, _, value = arrivals().words().partition("=")
     assert name == "retry_after_ms" and 1_000 <= int(value) <= 5_000
-
-
-class Turns(trio.abc.Instrument):
-    """Counts the loop's turns."""
-
-    number = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.number += 1
 
 
 async def test_of_a_crowd_that_leaves_one_goes_in_each_turn_of_the_loop() -> None:
