@@ -13,14 +13,14 @@ from uuid import UUID
 
 import httpx
 import msgspec
-import quart
 import trio
 import trio.testing
-from quart_trio import QuartTrio
 
 from uim.admission import Admission
 from uim.api.app import new_app
+from uim.api.asking import Asking
 from uim.api.connection import HttpFront
+from uim.api.exchange import App
 from uim.api.openapi import add_openapi
 from uim.api.routes import Routes, register
 from uim.errors import UIMError
@@ -52,8 +52,8 @@ class Caller(msgspec.Struct, frozen=True):
     username: str
 
 
-async def authenticate(request: quart.Request) -> Caller:
-    if request.headers.get("Authorization") != "Bearer good":
+async def authenticate(asking: Asking) -> Caller:
+    if asking.header(b"authorization") != "Bearer good":
         raise UIMError("unauthorized", "sign in")
     return Caller("alice")
 
@@ -102,7 +102,7 @@ def make_routes() -> Routes:
 
 @asynccontextmanager
 async def serving(
-    app: QuartTrio, *, admission: Admission | None = None, keep_alive_s: float = 5.0
+    app: App, *, admission: Admission | None = None, keep_alive_s: float = 5.0
 ) -> AsyncIterator[Listener]:
     async with trio.open_nursery() as nursery:
         sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -115,14 +115,14 @@ async def serving(
 
 
 @asynccontextmanager
-async def client_of(app: QuartTrio, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(app: App, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with serving(app, **options) as listener:
         host, port = listener.addresses[0]
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
             yield client
 
 
-def house_app(*, metrics: Metrics | None = None, body_s: float = 5.0, admission: Admission | None = None) -> QuartTrio:
+def house_app(*, metrics: Metrics | None = None, body_s: float = 5.0, admission: Admission | None = None) -> App:
     app = new_app(metrics=metrics, body_s=body_s)
     on_signed_in = admission.signed_in if admission is not None else None
     register(app, make_routes(), authenticate=authenticate, on_signed_in=on_signed_in, handler_s=0.3)

@@ -13,12 +13,11 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
-import quart
 from msgspec import UNSET, UnsetType
-from quart import Response, request
-from werkzeug.datastructures import Headers
+from quart import Response
 
 from uim.api.answers import Invalid, answer
+from uim.api.asking import Asking
 from uim.api.routes import Routes
 from uim.chat.accounts import Accounts, SignedIn
 from uim.chat.callers import ACCESS_COOKIE, REFRESH_COOKIE, Origins, caller_of, check_origin, cookie_value
@@ -104,31 +103,19 @@ class SignInDoor:
     logins: Logins
     origins: Origins
 
-    async def authenticate(self, asking: quart.Request) -> Caller:
+    async def authenticate(self, asking: Asking) -> Caller:
         """The caller of a request, by Bearer token or cookie; raises what chat/callers.py says."""
-        headers = asking.headers
         return await caller_of(
             self.logins.authenticate,
-            authorization=_whole(headers, "Authorization"),
-            cookie=headers.get("Cookie"),
-            origin=_whole(headers, "Origin"),
+            authorization=asking.header(b"authorization"),
+            cookie=asking.first(b"cookie"),
+            origin=asking.header(b"origin"),
             method=asking.method,
             allowed=self.allowed(asking),
         )
 
-    def allowed(self, asking: quart.Request) -> Callable[[str], bool]:
-        return self.origins.judge(scheme=asking.scheme, host=asking.headers.get("Host", ""))
-
-
-def _whole(headers: Headers, name: str) -> str | None:
-    """A header that comes once at most; given twice it is neither of the two, for a proxy before us may have judged the other."""
-    return ", ".join(headers.getlist(name)) if name in headers else None
-
-
-def peer_address(asking: quart.Request) -> str:
-    """The address of the connection itself; "" for a Unix socket."""
-    client = asking.scope.get("client")
-    return str(client[0]) if client else ""
+    def allowed(self, asking: Asking) -> Callable[[str], bool]:
+        return self.origins.judge(scheme=asking.scheme, host=asking.first(b"host") or "")
 
 
 def add_accounts(
@@ -136,38 +123,35 @@ def add_accounts(
     accounts: Accounts,
     door: SignInDoor,
     *,
-    address_of: Callable[[quart.Request], str] = peer_address,
     on_signed_in: Callable[[str, int, UUID], None] = lambda address, port, user_id: None,
 ) -> None:
     """Add the routes under /api/auth.
 
-    `address_of` tells for whom failures are counted; `on_signed_in(address, port, user_id)` hears of each sign-in that needed no
-    access token, by the address of the connection itself.
+    `on_signed_in(address, port, user_id)` hears of each sign-in that needed no access token, by the address of the connection itself.
     """
-    _add_sign_in(routes, accounts, door, address_of, on_signed_in)
-    _add_sessions(routes, accounts, address_of)
+    _add_sign_in(routes, accounts, door, on_signed_in)
+    _add_sessions(routes, accounts)
 
 
 def _add_sign_in(
     routes: Routes,
     accounts: Accounts,
     door: SignInDoor,
-    address_of: Callable[[quart.Request], str],
     on_signed_in: Callable[[str, int, UUID], None],
 ) -> None:
-    async def signed_in(signing_in: Awaitable[SignedIn], status: int, *, by_cookie: bool) -> Response:
+    async def signed_in(asking: Asking, signing_in: Awaitable[SignedIn], status: int, *, by_cookie: bool) -> Response:
         done = await signing_in
-        if (client := request.scope.get("client")) is not None:
-            on_signed_in(*client, done.profile.user_id)
+        if asking.client is not None:
+            on_signed_in(*asking.client, done.profile.user_id)
         if by_cookie:
-            return _in_cookies(done, status, secure=door.origins.is_secure(request.scheme))
+            return _in_cookies(done, status, secure=door.origins.is_secure(asking.scheme))
         return _in_body(done, status)
 
     @routes.route(
-        "POST", "/api/auth/register", body=Register, answers=TokensAnswer, status=201, signed_in=False,
+        "POST", "/api/auth/register", asking=True, body=Register, answers=TokensAnswer, status=201, signed_in=False,
         summary="A new account, signed in on this device",
     )  # fmt: skip
-    async def register(body: Register) -> Response:
+    async def register(asking: Asking, body: Register) -> Response:
         _check(
             username=body.username, email=body.email, password=body.password, display_name=body.display_name,
             device_id=body.device_id, device_name=body.device_name, platform=body.platform,
@@ -176,44 +160,44 @@ def _add_sign_in(
             username=body.username, email=body.email, password=body.password, display_name=body.display_name,
             device=_device(body),
         )  # fmt: skip
-        return await signed_in(registering, 201, by_cookie=body.cookie)
+        return await signed_in(asking, registering, 201, by_cookie=body.cookie)
 
     @routes.route(
-        "POST", "/api/auth/login", body=Login, answers=TokensAnswer, signed_in=False,
+        "POST", "/api/auth/login", asking=True, body=Login, answers=TokensAnswer, signed_in=False,
         summary="Sign in; a login that lives on the same device is replaced",
     )  # fmt: skip
-    async def login(body: Login) -> Response:
+    async def login(asking: Asking, body: Login) -> Response:
         _check(device_id=body.device_id, device_name=body.device_name, platform=body.platform)
         entering = accounts.login(
             name=body.username,
             password=body.password,
             device=_device(body),
-            address=address_of(request),
+            address=asking.address,
         )
-        return await signed_in(entering, 200, by_cookie=body.cookie)
+        return await signed_in(asking, entering, 200, by_cookie=body.cookie)
 
     @routes.route(
-        "POST", "/api/auth/refresh", body=Refresh, answers=TokensAnswer, signed_in=False,
+        "POST", "/api/auth/refresh", asking=True, body=Refresh, answers=TokensAnswer, signed_in=False,
         summary="The next pair of tokens; a repeat gets the same refresh token",
     )  # fmt: skip
-    async def refresh(body: Refresh) -> Response:
+    async def refresh(asking: Asking, body: Refresh) -> Response:
         by_cookie = body.refresh_token is None
-        token = cookie_value(request.headers.get("Cookie"), REFRESH_COOKIE) if by_cookie else body.refresh_token
+        token = cookie_value(asking.first(b"cookie"), REFRESH_COOKIE) if by_cookie else body.refresh_token
         if token is None:
             raise invalid_refresh_token()
         if by_cookie:
-            check_origin(_whole(request.headers, "Origin"), door.allowed(request))
-        return await signed_in(accounts.refresh(token), 200, by_cookie=by_cookie)
+            check_origin(asking.header(b"origin"), door.allowed(asking))
+        return await signed_in(asking, accounts.refresh(token), 200, by_cookie=by_cookie)
 
-    @routes.route("POST", "/api/auth/logout", summary="End this login")
-    async def logout(caller: Caller) -> Response:
+    @routes.route("POST", "/api/auth/logout", asking=True, summary="End this login")
+    async def logout(caller: Caller, asking: Asking) -> Response:
         await accounts.logout(caller)
         response = answer(None)
-        _set_cookies(response, "", "", secure=door.origins.is_secure(request.scheme), life_s=0)
+        _set_cookies(response, "", "", secure=door.origins.is_secure(asking.scheme), life_s=0)
         return response
 
 
-def _add_sessions(routes: Routes, accounts: Accounts, address_of: Callable[[quart.Request], str]) -> None:
+def _add_sessions(routes: Routes, accounts: Accounts) -> None:
     @routes.route("GET", "/api/auth/sessions", answers=SessionPage, summary="One's logins, the last used first")
     async def list_sessions(caller: Caller) -> SessionPage:
         return SessionPage([_session(login, caller) for login in await accounts.logins_of(caller)])
@@ -222,11 +206,12 @@ def _add_sessions(routes: Routes, accounts: Accounts, address_of: Callable[[quar
     async def revoke_session(caller: Caller, login_id: UUID) -> None:
         await accounts.revoke(caller, login_id)
 
-    @routes.route("POST", "/api/auth/password", body=ChangePassword, summary="A new password; all other logins end")
-    async def change_password(caller: Caller, body: ChangePassword) -> None:
+    @routes.route("POST", "/api/auth/password", asking=True, body=ChangePassword, summary="A new password; all other logins end")
+    async def change_password(caller: Caller, asking: Asking, body: ChangePassword) -> None:
         _check(new_password=body.new_password)
-        address = address_of(request)
-        await accounts.change_password(caller, current=body.current_password, new=body.new_password, address=address)
+        await accounts.change_password(
+            caller, current=body.current_password, new=body.new_password, address=asking.address
+        )
 
 
 def _check(**fields: str | None) -> None:

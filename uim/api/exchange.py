@@ -19,6 +19,8 @@ from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from uim.api.direct import Direct
+
 # Set in the scope's extensions by the connection: `receive` gives all of the body without waiting.
 WHOLE: Final = "uim.whole"
 
@@ -45,8 +47,13 @@ class _Exchange(TrioASGIHTTPConnection):
             return
         headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers, "trailers": False})
-        body = response.response
-        await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
+        await send({"type": "http.response.body", "body": body_of(response), "more_body": False})
+
+
+def body_of(response: Response) -> bytes:
+    """What is at hand of an answer that does not stream."""
+    body = cast(DataBody, response.response)
+    return bytes(body.data[body.begin : body.end])
 
 
 class _NoSessions(SessionInterface):
@@ -55,7 +62,8 @@ class _NoSessions(SessionInterface):
 
 
 class App(QuartTrio):
-    """QuartTrio without sessions, for requests that mostly have come whole."""
+    """QuartTrio without sessions, for requests that mostly have come whole. `direct`: what is answered without it."""
 
+    direct: Direct
     asgi_http_class = _Exchange
     session_interface = _NoSessions()  # type: ignore[assignment]  # Quart names the type of its own default

@@ -34,7 +34,7 @@ class _Body(ResponseBody):
 
 
 def add_export(routes: Routes, exports: Exports) -> None:
-    @routes.route("GET", "/api/users/me/export", status=200, summary="All of one's own data, as lines of JSON")
+    @routes.route("GET", "/api/users/me/export", status=200, streams=True, summary="All of one's own data, as lines of JSON")
     async def export_own_data(caller: Caller) -> Response:
         exports.check(caller.user_id)
         return Response(

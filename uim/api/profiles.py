@@ -5,16 +5,13 @@ Rule: absent is unchanged, null is cleared (to what a new account has); every fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
-import quart
 from msgspec import UNSET, UnsetType
-from quart import request
 
-from uim.api.accounts import peer_address
 from uim.api.answers import Invalid
+from uim.api.asking import Asking
 from uim.api.routes import Routes
 from uim.chat.farewell import Farewell
 from uim.chat.profiles import Profiles
@@ -51,17 +48,11 @@ class AccountDeletion(_Body, frozen=True):
     current_password: str
 
 
-def add_profiles(
-    routes: Routes,
-    profiles: Profiles,
-    farewell: Farewell,
-    *,
-    address_of: Callable[[quart.Request], str] = peer_address,
-) -> None:
-    """Add the routes of /api/users/me that change it. `address_of` tells for whom failed passwords are counted."""
+def add_profiles(routes: Routes, profiles: Profiles, farewell: Farewell) -> None:
+    """Add the routes of /api/users/me that change it."""
 
-    @routes.route("PUT", "/api/users/me", body=ProfileChange, answers=Profile, summary="Change one's profile and settings")
-    async def change_own_profile(caller: Caller, body: ProfileChange) -> Profile:
+    @routes.route("PUT", "/api/users/me", asking=True, body=ProfileChange, answers=Profile, summary="Change one's profile and settings")
+    async def change_own_profile(caller: Caller, asking: Asking, body: ProfileChange) -> Profile:
         texts = _texts_of(body)
         if faults := faults_of(texts):
             raise Invalid(faults)
@@ -71,12 +62,12 @@ def add_profiles(
             caller,
             {**texts, **_choices_of(body)},
             current_password=body.current_password,
-            address=address_of(request),
+            address=asking.address,
         )
 
-    @routes.route("DELETE", "/api/users/me", body=AccountDeletion, summary="Delete one's account")
-    async def delete_account(caller: Caller, body: AccountDeletion) -> None:
-        await farewell.delete_account(caller, current_password=body.current_password, address=address_of(request))
+    @routes.route("DELETE", "/api/users/me", asking=True, body=AccountDeletion, summary="Delete one's account")
+    async def delete_account(caller: Caller, asking: Asking, body: AccountDeletion) -> None:
+        await farewell.delete_account(caller, current_password=body.current_password, address=asking.address)
 
 
 def _texts_of(body: ProfileChange) -> dict[str, str | None]:

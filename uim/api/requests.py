@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl
 from uuid import UUID
 
 import msgspec
-from quart import request
 
 from uim.api.answers import Invalid
+from uim.api.asking import Asking
 from uim.errors import UIMError, not_found
 from uim.wire.queries import StructT, values_of
 
@@ -31,15 +31,15 @@ _NAMED: Final = re.compile(r"^Object (?P<what>missing required|contains unknown)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-async def read_body(type: type[T]) -> T:
-    """This request's JSON body as a `type`.
+async def read_body(asking: Asking, type: type[T]) -> T:
+    """A request's JSON body as a `type`.
 
     Refuses: another Content-Type 415, no JSON 400, over the limit 413 (raised by the application's own bound), a field
     that is wrong, missing or unknown, or a text with NUL or a lone surrogate 422. The wait for the body ends at the
     application's BODY_TIMEOUT with 408.
     """
-    body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
-    if body and request.mimetype != "application/json":
+    body = await asking.read()
+    if body and asking.media_type != "application/json":
         raise UIMError("unsupported_media_type", "send application/json")
     return parse_body(body, type)
 
@@ -128,13 +128,8 @@ def _field_errors(text: str) -> dict[str, str]:
     return {_printable(name): "is required" if named["what"] == "missing required" else "is not known here"}
 
 
-def read_query(type: type[StructT]) -> StructT:
-    """This request's query parameters as a `type`; each at most once, none unknown, else 422."""
-    return parse_query(request.query_string, type)
-
-
 def parse_query(query: bytes, type: type[StructT]) -> StructT:
-    """The same for bytes at hand."""
+    """Query parameters as a `type`; each at most once, none unknown, else 422."""
     fields: dict[str, str] = {}
     for name, value in _query_pairs(query):
         if name in fields:

@@ -16,11 +16,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 import quart
 import trio
-from quart import Response, request
-from quart_trio import QuartTrio
+from quart import Response
 
 from uim.api.answers import answer
-from uim.api.requests import path_id, path_number, read_body, read_query
+from uim.api.asking import Asking, asking_of
+from uim.api.direct import Answering
+from uim.api.exchange import App
+from uim.api.requests import parse_query, path_id, path_number, read_body
 from uim.errors import UIMError
 
 HANDLER_S: Final = 30.0
@@ -29,7 +31,7 @@ _PLACE: Final = re.compile(r"\{(\w+)\}")
 
 Handler = Callable[..., Awaitable[object]]
 HandlerT = TypeVar("HandlerT", bound=Handler)
-Authenticate = Callable[[quart.Request], Awaitable[object]]
+Authenticate = Callable[[Asking], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class Route:
     status: int
     also: Mapping[int, Any]
     signed_in: bool
+    asking: bool
+    streams: bool
     summary: str
 
     @property
@@ -77,13 +81,16 @@ class Routes:
         status: int | None = None,
         also: Mapping[int, Any] | None = None,
         signed_in: bool = True,
+        asking: bool = False,
+        streams: bool = False,
         summary: str = "",
     ) -> Callable[[HandlerT], HandlerT]:
         """Add the decorated handler under `path`, where `{user_id}` stands for a UUID and `{message_id}` for a number.
 
-        It is called as `handler(caller, user_id=…, query=…, body=…)`, with only what the route names: `caller` if
-        `signed_in`, `query` and `body` if their types are given. What it returns is the JSON of the answer (None: no
-        body), under `status` (200, or 204 without `answers`), or a Response of its own, e.g. `answer(value, 201)`.
+        It is called as `handler(caller, asking=…, user_id=…, query=…, body=…)`, with only what the route names: `caller` if
+        `signed_in`, the request itself if `asking`, `query` and `body` if their types are given. What it returns is the JSON of
+        the answer (None: no body), under `status` (200, or 204 without `answers`), or a Response of its own, e.g.
+        `answer(value, 201)`; one that has no whole body `streams`.
         """
 
         def add(handler: HandlerT) -> HandlerT:
@@ -98,6 +105,8 @@ class Routes:
                     status=status or (200 if answers is not None else 204),
                     also=also or {},
                     signed_in=signed_in,
+                    asking=asking,
+                    streams=streams,
                     summary=summary,
                 )
             )
@@ -107,7 +116,7 @@ class Routes:
 
 
 def register(
-    app: QuartTrio,
+    app: App,
     routes: Routes,
     *,
     authenticate: Authenticate,
@@ -117,53 +126,61 @@ def register(
 ) -> None:
     """Put every route into the application.
 
-    `authenticate(request)` finds the caller of a signed-in route or raises its refusal; `on_signed_in(address, port, caller)`
+    `authenticate(asking)` finds the caller of a signed-in route or raises its refusal; `on_signed_in(address, port, caller)`
     hears of each success, by the address of the connection itself. Its handler runs inside `turn_of(caller)`, once its
     body is there: who sends it drop by drop keeps nobody waiting. A handler that takes more than `handler_s` is
     cancelled and answers 503.
     """
     for route in routes:
-        view = _view(route, authenticate, on_signed_in, turn_of, handler_s)
+        answering = _answering(route, authenticate, on_signed_in, turn_of, handler_s)
         rule = _PLACE.sub(r"<\1>", route.path)
-        app.add_url_rule(rule, f"{route.method} {route.path}", view, methods=[route.method])
+        app.add_url_rule(rule, f"{route.method} {route.path}", _view(answering), methods=[route.method])
+        if not route.streams:
+            app.direct.add(route.method, rule, answering)
 
 
-def _view(
+def _view(answering: Answering) -> Callable[..., Awaitable[Response]]:
+    async def view(**places: str) -> Response:
+        return await answering(asking_of(quart.request), places)
+
+    return view
+
+
+def _answering(
     route: Route,
     authenticate: Authenticate,
     on_signed_in: Callable[[str, int, Any], None] | None,
     turn_of: Callable[[Any], AbstractAsyncContextManager[None]] | None,
     handler_s: float,
-) -> Callable[..., Awaitable[Response]]:
-    async def find_caller() -> list[object]:
+) -> Answering:
+    async def find_caller(asking: Asking) -> list[object]:
         if not route.signed_in:
             return []
-        caller = await authenticate(quart.request)
-        if on_signed_in is not None and (client := request.scope.get("client")) is not None:
-            on_signed_in(*client, caller)
+        caller = await authenticate(asking)
+        if on_signed_in is not None and asking.client is not None:
+            on_signed_in(*asking.client, caller)
         return [caller]
 
-    async def view(**places: str) -> Response:
+    async def answer_to(asking: Asking, places: dict[str, str]) -> Response:
         with trio.move_on_after(handler_s):
-            callers = await find_caller()
-            arguments = await _arguments(route, places)
+            callers = await find_caller(asking)
+            arguments = await _arguments(route, asking, places)
             async with turn_of(callers[0]) if turn_of is not None and callers else nullcontext():
                 value = await route.handler(*callers, **arguments)
             return value if isinstance(value, Response) else answer(value, route.status)
         raise UIMError("unavailable", "this took too long", retry_after_s=2.0)
 
-    return view
+    return answer_to
 
 
-async def _arguments(route: Route, places: dict[str, str]) -> dict[str, object]:
-    arguments: dict[str, object] = {}
+async def _arguments(route: Route, asking: Asking, places: dict[str, str]) -> dict[str, object]:
+    arguments: dict[str, object] = {"asking": asking} if route.asking else {}
     for name, text in places.items():
         arguments[name] = path_number(text, name) if name in _NUMBERED else path_id(text, name)
+    # A parameter that nobody asked for is a mistake too, and a silent one if it is let through.
+    query = parse_query(asking.query, route.query or _NoQuery)
     if route.query is not None:
-        arguments["query"] = read_query(route.query)
-    else:
-        # A parameter that nobody asked for is a mistake too, and a silent one if it is let through.
-        read_query(_NoQuery)
+        arguments["query"] = query
     if route.body is not None:
-        arguments["body"] = await read_body(route.body)
+        arguments["body"] = await read_body(asking, route.body)
     return arguments
