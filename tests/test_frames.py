@@ -6,18 +6,19 @@ Rule: what reads them is a client of another make (wsproto, and Python's json), 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import TextMessage
 
 from uim.errors import UIMError, invalid
+from uim.model.ids import rfc3339
 from uim.model.message import Entry
 from uim.wire.frames import (
     check_metadata,
@@ -200,3 +201,13 @@ def test_nul_is_refused_in_a_text_by_name() -> None:
     with pytest.raises(UIMError) as refusal:
         check_text("a\0b", "content")
     assert (refusal.value.code, refusal.value.field) == ("validation_failed", "content")
+
+
+@settings(max_examples=500)
+@given(st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.timezones()))
+@example(datetime(2026, 1, 5, 10, tzinfo=UTC))
+@example(datetime(2026, 1, 5, 10, 0, 0, 999_999, tzinfo=UTC))
+@example(datetime(1, 1, 2, 0, 0, 0, 1, tzinfo=UTC))
+@example(datetime(2026, 1, 5, 10, tzinfo=timezone(timedelta(hours=-5, minutes=-30))))
+def test_a_time_is_written_in_utc_with_milliseconds_cut_off(at: datetime) -> None:
+    assert rfc3339(at) == at.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

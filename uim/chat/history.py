@@ -16,7 +16,7 @@ from msgspec import Meta
 from uim.errors import UIMError, not_found
 from uim.model.ids import MAX_MESSAGE_ID
 from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
-from uim.store import conversations, deletion, history
+from uim.store import history
 from uim.store.postgres import Connection, Pool
 from uim.wire.frames import hidden_object, message_object
 from uim.wire.paging import cursor_of, mark_of
@@ -65,8 +65,6 @@ class History:
             mark = mark_of(cursor, _Mark)
             before, after = (None, mark.message_id) if mark.up else (mark.message_id, None)
         async with self._pool.connection() as tx:
-            if not await conversations.is_member(tx, user_id=user_id, conversation_id=conversation_id):
-                raise not_found("no such conversation")
             look = _Look(tx, user_id, conversation_id, limit)
             if around is not None:
                 entries, next_mark = await look.around(around)
@@ -75,9 +73,8 @@ class History:
             else:
                 entries, next_mark = await look.down(before if before is not None else MAX_MESSAGE_ID + 1)
             counts = await history.delivery_counts(tx, sender_id=user_id, conversation_id=conversation_id, entries=entries)
-            hidden = await deletion.hidden_of(tx, user_id=user_id, message_ids=[entry.message_id for entry in entries])
         items = [
-            hidden_object(entry) if entry.message_id in hidden else _shown(entry, user_id, counts.get(entry.message_id))
+            hidden_object(entry) if entry.message_id in look.hidden else _shown(entry, user_id, counts.get(entry.message_id))
             for entry in entries
         ]
         return HistoryPage(items, cursor_of(next_mark) if next_mark is not None else None)
@@ -85,12 +82,13 @@ class History:
     async def message(self, *, user_id: UUID, conversation_id: UUID, message_id: int) -> bytes:
         """One encoded message; for its sender with who has received and read it. Raises `not_found`."""
         async with self._pool.connection() as tx:
-            if not await conversations.is_member(tx, user_id=user_id, conversation_id=conversation_id):
+            found = await history.entry(tx, user_id=user_id, conversation_id=conversation_id, message_id=message_id)
+            if found is None:
                 raise not_found("no such conversation")
-            entry = await history.entry(tx, user_id=user_id, conversation_id=conversation_id, message_id=message_id)
-            if entry is None:
+            if not found.entries:
                 raise not_found("no such message")
-            if await deletion.hidden_of(tx, user_id=user_id, message_ids=[message_id]):
+            (entry,) = found.entries
+            if found.hidden:
                 return hidden_object(entry)
             own = history.is_own(entry, user_id)
             status = await history.delivery_status(tx, sender_id=user_id, entry=entry) if own else None
@@ -98,32 +96,48 @@ class History:
 
 
 class _Look:
-    """One reader's look at one conversation: entries in ascending order, and where to go on, if anywhere."""
+    """One member's look at one conversation: entries in ascending order, and where to go on, if anywhere.
+
+    Raises `not_found` for who is no member. `hidden` are those that the member has deleted for themselves.
+    """
 
     def __init__(self, tx: Connection, user_id: UUID, conversation_id: UUID, limit: int) -> None:
         self._tx = tx
         self._who = {"user_id": user_id, "conversation_id": conversation_id}
         self._limit = limit
+        self.hidden: set[int] = set()
 
     async def down(self, below: int) -> tuple[list[Entry], _Mark | None]:
-        found = await history.entries_down(self._tx, **self._who, below=below, limit=self._limit + 1)
+        found = await self._down(below, self._limit + 1)
         here = found[: self._limit][::-1]
         return here, _Mark(False, here[0].message_id) if len(found) > self._limit else None
 
     async def up(self, above: int) -> tuple[list[Entry], _Mark | None]:
-        found = await history.entries_up(self._tx, **self._who, above=above, limit=self._limit + 1)
+        found = await self._up(above, self._limit + 1)
         here = found[: self._limit]
         return here, _Mark(True, here[-1].message_id) if len(found) > self._limit else None
 
     async def around(self, middle: int) -> tuple[list[Entry], _Mark | None]:
         """Half of the page below the message, the rest from it on; near an end the other side fills the page."""
-        older = await history.entries_down(self._tx, **self._who, below=middle, limit=self._limit)
-        newer = await history.entries_up(self._tx, **self._who, above=middle - 1, limit=self._limit + 1)
+        older = await self._down(middle, self._limit)
+        newer = await self._up(middle - 1, self._limit + 1)
         taken_below = max(self._limit // 2, self._limit - len(newer))
         below = older[:taken_below][::-1]
         wanted = self._limit - len(below)
         here = below + newer[:wanted]
         return here, _Mark(True, here[-1].message_id) if len(newer) > wanted else None
+
+    async def _down(self, below: int, limit: int) -> list[Entry]:
+        return self._seen(await history.entries_down(self._tx, **self._who, below=below, limit=limit))
+
+    async def _up(self, above: int, limit: int) -> list[Entry]:
+        return self._seen(await history.entries_up(self._tx, **self._who, above=above, limit=limit))
+
+    def _seen(self, found: history.Stretch | None) -> list[Entry]:
+        if found is None:
+            raise not_found("no such conversation")
+        self.hidden |= found.hidden
+        return found.entries
 
 
 def _shown(entry: Entry, user_id: UUID, status: DeliveryCounts | DeliveryStatus | None) -> bytes:

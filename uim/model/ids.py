@@ -9,9 +9,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
+
 MAX_MESSAGE_ID: Final = 2**53 - 1
+
+
+# Datetime's own way, and strftime's, take five times as long.
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def rfc3339(at: datetime) -> str:
     """`2026-01-05T10:00:00.123Z` for any aware time."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    # Quoted; with microseconds, if there are any.
+    text = _encode(at.astimezone(UTC)).decode()
+    return text[1:24] + "Z" if len(text) > 24 else text[1:20] + ".000Z"

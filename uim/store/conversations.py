@@ -108,15 +108,16 @@ async def unread(tx: Connection, *, user_id: UUID, conversation_ids: Sequence[UU
     return {row[0]: row[1] for row in await cursor.fetchall()}
 
 
+# The seat of a current member: of a living conversation, and not of the one of their account.
+SEAT: Final = """
+    select p.conversation_id, p.user_id from conversation_participants p
+    join conversations c on c.conversation_id = p.conversation_id and c.deleted_at is null and c.type <> 'self'
+    where p.conversation_id = %(conversation_id)s and p.user_id = %(user_id)s and p.left_at is null"""
+
+
 async def is_member(tx: Connection, *, user_id: UUID, conversation_id: UUID) -> bool:
     """Whether the conversation exists for this user: a living one of theirs, and not the one of their account."""
-    cursor = await tx.execute(
-        """select from conversation_participants p
-            join conversations c on c.conversation_id = p.conversation_id and c.deleted_at is null and c.type <> 'self'
-            where p.conversation_id = %s and p.user_id = %s and p.left_at is null""",
-        (conversation_id, user_id),
-        prepare=True,
-    )
+    cursor = await tx.execute(SEAT, {"conversation_id": conversation_id, "user_id": user_id}, prepare=True)
     return await cursor.fetchone() is not None
 
 

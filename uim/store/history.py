@@ -1,59 +1,80 @@
 """Pages of one conversation's past, one entry, and what has become of one's own messages.
 
-Rule: an entry is found only through a stay of whoever asks, both ends included; the callers have asked before whether that
-user is a member at all. A receipt counts where the stay of whoever gave it holds the message.
+Rule: an entry is found only by who is a member now, and through a stay of theirs, both ends included. A receipt counts where
+the stay of whoever gave it holds the message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 from uuid import UUID
 
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
+from uim.store.conversations import SEAT
 from uim.store.messages import COLUMNS
 from uim.store.postgres import Connection
 
-# Per stay by index from the near end, so that a page costs its own length and not the conversation's.
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Entries that a member may see, and the ids of those that they have deleted for themselves."""
+
+    entries: list[Entry]
+    hidden: frozenset[int]
+
+
+# Per stay by index from the near end, so that a page costs its own length and not the conversation's. A member has a row even
+# where nothing is found.
 _PAGE: Final = f"""
-    select {COLUMNS} from participations s
-    cross join lateral (
-        select e.* from messages e
-        where e.conversation_id = s.conversation_id
-            and e.message_id >= greatest(s.joined_message_id, %(least)s::bigint)
-            and e.message_id <= least(coalesce(s.left_message_id, {MAX_MESSAGE_ID}), %(most)s::bigint)
-        order by e.message_id {{direction}} limit %(limit)s
-    ) m
-    where s.conversation_id = %(conversation_id)s and s.user_id = %(user_id)s
-    order by m.message_id {{direction}} limit %(limit)s"""
+    select {COLUMNS}, exists (
+        select from hidden_messages h where h.user_id = seat.user_id and h.message_id = m.message_id
+    )
+    from ({SEAT}) seat
+    left join lateral (
+        select near.* from participations s
+        cross join lateral (
+            select e.* from messages e
+            where e.conversation_id = s.conversation_id
+                and e.message_id >= greatest(s.joined_message_id, %(least)s::bigint)
+                and e.message_id <= least(coalesce(s.left_message_id, {MAX_MESSAGE_ID}), %(most)s::bigint)
+            order by e.message_id {{direction}} limit %(limit)s
+        ) near
+        where s.conversation_id = seat.conversation_id and s.user_id = seat.user_id
+        order by near.message_id {{direction}} limit %(limit)s
+    ) m on true
+    order by m.message_id {{direction}}"""
 _UP_FROM: Final = _PAGE.format(direction="asc")
 _DOWN_FROM: Final = _PAGE.format(direction="desc")
 
 
-async def entries_down(tx: Connection, *, user_id: UUID, conversation_id: UUID, below: int, limit: int) -> list[Entry]:
-    """The nearest entries below an id that this user may see, the newest first."""
+async def entries_down(tx: Connection, *, user_id: UUID, conversation_id: UUID, below: int, limit: int) -> Stretch | None:
+    """The nearest entries below an id, the newest first; None to who is no member."""
     return await _page(tx, _DOWN_FROM, user_id, conversation_id, least=0, most=below - 1, limit=limit)
 
 
-async def entries_up(tx: Connection, *, user_id: UUID, conversation_id: UUID, above: int, limit: int) -> list[Entry]:
-    """The nearest entries above an id that this user may see, the oldest first."""
+async def entries_up(tx: Connection, *, user_id: UUID, conversation_id: UUID, above: int, limit: int) -> Stretch | None:
+    """The nearest entries above an id, the oldest first; None to who is no member."""
     return await _page(tx, _UP_FROM, user_id, conversation_id, least=above + 1, most=MAX_MESSAGE_ID, limit=limit)
 
 
-async def entry(tx: Connection, *, user_id: UUID, conversation_id: UUID, message_id: int) -> Entry | None:
-    """One entry, if it is in this conversation and this user may see it."""
-    found = await _page(tx, _DOWN_FROM, user_id, conversation_id, least=message_id, most=message_id, limit=1)
-    return found[0] if found else None
+async def entry(tx: Connection, *, user_id: UUID, conversation_id: UUID, message_id: int) -> Stretch | None:
+    """One entry, if it is in this conversation; None to who is no member."""
+    return await _page(tx, _DOWN_FROM, user_id, conversation_id, least=message_id, most=message_id, limit=1)
 
 
 async def _page(
     tx: Connection, query: str, user_id: UUID, conversation_id: UUID, *, least: int, most: int, limit: int
-) -> list[Entry]:
+) -> Stretch | None:
     given = {"user_id": user_id, "conversation_id": conversation_id, "least": least, "most": most, "limit": limit}
     cursor = await tx.execute(query, given, binary=True, prepare=True)
-    return [Entry(*row) for row in await cursor.fetchall()]
+    rows = await cursor.fetchall()
+    if not rows:
+        return None
+    found = [row for row in rows if row[0] is not None]
+    return Stretch([Entry(*row[:-1]) for row in found], frozenset([row[0] for row in found if row[-1]]))
 
 
 # One's intervals lie end to end, so the one that may hold an id is the first that reaches up to it: one look into the index
@@ -80,31 +101,25 @@ _RECEIPTS: Final = """
         )"""
 
 
+_COUNTS: Final = f"""
+    select given.message_id, count(*) filter (where given.kind = 'delivered'), count(*) filter (where given.kind = 'read')
+    from ({_RECEIPTS}) given group by given.message_id"""
+
+
 async def delivery_counts(
     tx: Connection, *, sender_id: UUID, conversation_id: UUID, entries: Sequence[Entry]
 ) -> dict[int, DeliveryCounts]:
     """Of this sender's messages among the entries: by how many others each was received and, where both show it, read."""
-    given: dict[int, dict[str, int]] = {}
-    for message_id, _, kind, _ in await _receipts(tx, sender_id, conversation_id, entries):
-        counts = given.setdefault(message_id, {"delivered": 0, "read": 0})
-        counts[kind] += 1
-    none = {"delivered": 0, "read": 0}
-    return {
-        own.message_id: DeliveryCounts(
-            sent=rfc3339(own.created_at),
-            delivered_count=given.get(own.message_id, none)["delivered"],
-            read_count=given.get(own.message_id, none)["read"],
-        )
-        for own in entries
-        if is_own(own, sender_id)
-    }
+    mine = [own for own in entries if is_own(own, sender_id)]
+    given = {row[0]: (row[1], row[2]) for row in await _receipts(tx, _COUNTS, sender_id, conversation_id, mine)}
+    return {own.message_id: DeliveryCounts(rfc3339(own.created_at), *given.get(own.message_id, (0, 0))) for own in mine}
 
 
 async def delivery_status(tx: Connection, *, sender_id: UUID, entry: Entry) -> DeliveryStatus:
     """Of one of this sender's messages: who received and, where both show it, read it, and when."""
     delivered: dict[str, str] = {}
     read: dict[str, str] = {}
-    for _, user_id, kind, at in await _receipts(tx, sender_id, entry.conversation_id, [entry]):
+    for _, user_id, kind, at in await _receipts(tx, _RECEIPTS, sender_id, entry.conversation_id, [entry]):
         (delivered if kind == "delivered" else read)[str(user_id)] = rfc3339(at)
     return DeliveryStatus(sent=rfc3339(entry.created_at), delivered=delivered, read=read)
 
@@ -115,11 +130,13 @@ def is_own(entry: Entry, user_id: UUID) -> bool:
 
 
 async def _receipts(
-    tx: Connection, sender_id: UUID, conversation_id: UUID, entries: Sequence[Entry]
-) -> list[tuple[int, UUID, str, datetime]]:
-    ids = [own.message_id for own in entries if is_own(own, sender_id)]
-    if not ids:
+    tx: Connection, query: str, sender_id: UUID, conversation_id: UUID, mine: Sequence[Entry]
+) -> list[tuple[Any, ...]]:
+    if not mine:
         return []
-    given = {"sender_id": sender_id, "conversation_id": conversation_id, "ids": ids}
-    cursor = await tx.execute(_RECEIPTS, given, binary=True, prepare=True)
-    return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
+    # As text: an array of numbers takes psycopg as long as all the rest of this.
+    ids = "{" + ",".join([str(own.message_id) for own in mine]) + "}"
+    cursor = await tx.execute(
+        query, {"sender_id": sender_id, "conversation_id": conversation_id, "ids": ids}, binary=True, prepare=True
+    )
+    return await cursor.fetchall()
