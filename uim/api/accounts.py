@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from quart import Response
+from werkzeug.http import dump_cookie
 
-from uim.api.answers import Invalid, answer
+from uim.api.answers import Answer, Invalid, answer
 from uim.api.asking import Asking
 from uim.api.routes import Routes
 from uim.chat.accounts import Accounts, SignedIn
@@ -139,7 +139,7 @@ def _add_sign_in(
     door: SignInDoor,
     on_signed_in: Callable[[str, int, UUID], None],
 ) -> None:
-    async def signed_in(asking: Asking, signing_in: Awaitable[SignedIn], status: int, *, by_cookie: bool) -> Response:
+    async def signed_in(asking: Asking, signing_in: Awaitable[SignedIn], status: int, *, by_cookie: bool) -> Answer:
         done = await signing_in
         if asking.client is not None:
             on_signed_in(*asking.client, done.profile.user_id)
@@ -151,7 +151,7 @@ def _add_sign_in(
         "POST", "/api/auth/register", asking=True, body=Register, answers=TokensAnswer, status=201, signed_in=False,
         summary="A new account, signed in on this device",
     )  # fmt: skip
-    async def register(asking: Asking, body: Register) -> Response:
+    async def register(asking: Asking, body: Register) -> Answer:
         _check(
             username=body.username, email=body.email, password=body.password, display_name=body.display_name,
             device_id=body.device_id, device_name=body.device_name, platform=body.platform,
@@ -166,7 +166,7 @@ def _add_sign_in(
         "POST", "/api/auth/login", asking=True, body=Login, answers=TokensAnswer, signed_in=False,
         summary="Sign in; a login that lives on the same device is replaced",
     )  # fmt: skip
-    async def login(asking: Asking, body: Login) -> Response:
+    async def login(asking: Asking, body: Login) -> Answer:
         _check(device_id=body.device_id, device_name=body.device_name, platform=body.platform)
         entering = accounts.login(
             name=body.username,
@@ -180,7 +180,7 @@ def _add_sign_in(
         "POST", "/api/auth/refresh", asking=True, body=Refresh, answers=TokensAnswer, signed_in=False,
         summary="The next pair of tokens; a repeat gets the same refresh token",
     )  # fmt: skip
-    async def refresh(asking: Asking, body: Refresh) -> Response:
+    async def refresh(asking: Asking, body: Refresh) -> Answer:
         by_cookie = body.refresh_token is None
         token = cookie_value(asking.first(b"cookie"), REFRESH_COOKIE) if by_cookie else body.refresh_token
         if token is None:
@@ -190,7 +190,7 @@ def _add_sign_in(
         return await signed_in(asking, accounts.refresh(token), 200, by_cookie=by_cookie)
 
     @routes.route("POST", "/api/auth/logout", asking=True, summary="End this login")
-    async def logout(caller: Caller, asking: Asking) -> Response:
+    async def logout(caller: Caller, asking: Asking) -> Answer:
         await accounts.logout(caller)
         response = answer(None)
         _set_cookies(response, "", "", secure=door.origins.is_secure(asking.scheme), life_s=0)
@@ -230,7 +230,7 @@ def _session(login: ListedLogin, caller: Caller) -> SessionItem:
     )  # fmt: skip
 
 
-def _in_body(done: SignedIn, status: int) -> Response:
+def _in_body(done: SignedIn, status: int) -> Answer:
     told = TokensAnswer(
         access_token=done.access_token,
         refresh_token=done.refresh_token,
@@ -242,7 +242,7 @@ def _in_body(done: SignedIn, status: int) -> Response:
     return answer(told, status)
 
 
-def _in_cookies(done: SignedIn, status: int, *, secure: bool) -> Response:
+def _in_cookies(done: SignedIn, status: int, *, secure: bool) -> Answer:
     told = TokensAnswer(
         refresh_expires_in=done.refresh_expires_in_s,
         login_id=done.login_id,
@@ -254,7 +254,8 @@ def _in_cookies(done: SignedIn, status: int, *, secure: bool) -> Response:
     return response
 
 
-def _set_cookies(response: Response, access: str, refresh: str, *, secure: bool, life_s: int) -> None:
+def _set_cookies(told: Answer, access: str, refresh: str, *, secure: bool, life_s: int) -> None:
     # The access cookie outlives its token, so that a browser is told `token_expired` and knows to refresh.
     for name, value, path in ((ACCESS_COOKIE, access, "/"), (REFRESH_COOKIE, refresh, REFRESH_PATH)):
-        response.set_cookie(name, value, max_age=life_s, path=path, secure=secure, httponly=True, samesite="Strict")
+        cookie = dump_cookie(name, value, max_age=life_s, path=path, secure=secure, httponly=True, samesite="Strict")
+        told.headers.append((b"set-cookie", cookie.encode("latin-1")))

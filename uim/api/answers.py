@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
-from typing import Any
-from uuid import uuid4
+from typing import Any, Final
 
 import msgspec
-from quart import Response
 
 from uim.errors import UIMError
+from uim.model.ids import rfc3339
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,63 +40,70 @@ class Invalid(UIMError):
         self.errors = dict(errors)
 
 
+Headers = list[tuple[bytes, bytes]]
+_JSON: Final = (b"content-type", b"application/json")
+_PROBLEM_JSON: Final = (b"content-type", b"application/problem+json")
+_NOT_PLAIN: Final = frozenset({datetime, dict, list, tuple})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. `headers`: names in lower case, in the order in which they are sent; without the length of the body."""
+
+    status: int
+    body: bytes
+    headers: Headers
+
+
 def to_json(value: object) -> bytes:
     """JSON of any model object; datetimes must know their zone (ValueError)."""
     return msgspec.json.encode(_with_plain_times(msgspec.to_builtins(value, builtin_types=(datetime,))))
 
 
-def _with_plain_times(value: Any) -> Any:
-    # msgspec writes microseconds and can't be told otherwise.
-    if isinstance(value, datetime):
-        return _rfc3339(value)
-    if isinstance(value, dict):
-        return {key: _with_plain_times(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_plain_times(item) for item in value]
-    return value
+def _with_plain_times(built: Any) -> Any:
+    """msgspec writes microseconds and can't be told otherwise. In place: what is built is ours."""
+    if isinstance(built, datetime):
+        return _rfc3339(built)
+    if isinstance(built, tuple):
+        built = list(built)
+    if isinstance(built, dict | list):
+        for key, value in built.items() if isinstance(built, dict) else enumerate(built):
+            if type(value) in _NOT_PLAIN:
+                built[key] = _with_plain_times(value)
+    return built
 
 
 def _rfc3339(at: datetime) -> str:
     if at.tzinfo is None:
         raise ValueError("a time without its zone")
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    return rfc3339(at)
 
 
-def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answer(value: object, status: int = 200) -> Answer:
     """A JSON answer; None has no body, and with the plain status becomes 204."""
     if value is None:
-        empty = Response(b"", 204 if status == 200 else status, headers=dict(headers or {}))
-        del empty.headers["Content-Type"]
-        return empty
-    return Response(to_json(value), status, headers=dict(headers or {}), content_type="application/json")
+        return Answer(204 if status == 200 else status, b"", [])
+    return json_answer(to_json(value), status)
 
 
-def problem(refusal: UIMError) -> Response:
+def json_answer(encoded: bytes, status: int = 200) -> Answer:
+    """An answer that is JSON already."""
+    return Answer(status, encoded, [_JSON])
+
+
+def problem(refusal: UIMError) -> Answer:
     """A refusal as the client is told it."""
-    errors = _errors_of(refusal)
-    response = _problem_response(
-        refusal.code, refusal.status, refusal.message, errors=errors, retry_after_s=refusal.retry_after_s
-    )
+    told = _problem(refusal.code, refusal.status, refusal.message, errors=_errors_of(refusal), retry_after_s=refusal.retry_after_s)
     if refusal.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
+        told.headers.append((b"www-authenticate", b"Bearer"))
+    return told
 
 
-def plain_problem(code: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+def plain_problem(code: str, status: int, detail: str, *headers: tuple[bytes, bytes]) -> Answer:
     """A problem that is no refusal of the rules: an unknown path, a bug."""
-    response = _problem_response(code, status, detail)
-    response.headers.update(dict(headers or {}))
-    return response
-
-
-def problem_bytes(code: str, status: int, detail: str) -> tuple[bytes, list[tuple[str, str]]]:
-    """Body and headers of a problem told where there is no application, by the protocol itself."""
-    headers = [
-        ("content-type", "application/problem+json"),
-        ("cache-control", "no-store"),
-        ("x-request-id", str(uuid4())),
-    ]
-    return msgspec.json.encode(Problem("about:blank", HTTPStatus(status).phrase, status, detail, code)), headers
+    told = _problem(code, status, detail)
+    told.headers.extend(headers)
+    return told
 
 
 def _errors_of(refusal: UIMError) -> dict[str, str] | None:
@@ -105,14 +112,14 @@ def _errors_of(refusal: UIMError) -> dict[str, str] | None:
     return {refusal.field: refusal.message} if refusal.field else None
 
 
-def _problem_response(
+def _problem(
     code: str,
     status: int,
     detail: str,
     *,
     errors: dict[str, str] | None = None,
     retry_after_s: float | None = None,
-) -> Response:
+) -> Answer:
     body = Problem(
         "about:blank",
         HTTPStatus(status).phrase,
@@ -122,8 +129,8 @@ def _problem_response(
         errors=errors,
         retry_after=None if retry_after_s is None else round(retry_after_s, 3),
     )
-    response = Response(msgspec.json.encode(body), status, content_type="application/problem+json")
+    told = Answer(status, msgspec.json.encode(body), [_PROBLEM_JSON])
     if retry_after_s is not None:
         # Whole seconds only (RFC 9110 10.2.3), and never early.
-        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
-    return response
+        told.headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
+    return told

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from uim.api.answers import plain_problem, problem
 from uim.api.direct import Direct, Frame
-from uim.api.exchange import App
+from uim.api.exchange import App, response_of
 from uim.errors import UIMError
 from uim.metrics import Metrics
 
@@ -63,7 +63,8 @@ def _add_frame(app: QuartTrio, frame: Frame) -> None:
 
     @app.after_request
     async def name_answer(response: Response) -> Response:
-        frame.dress(response, g.request_id)
+        for name, value in frame.headers(g.request_id):
+            response.headers.setdefault(name.decode(), value.decode())
         rule = request.url_rule.rule if request.url_rule is not None else "none"
         frame.count(request.method, rule, response.status_code, g.began_at)
         return response
@@ -74,17 +75,17 @@ def _add_problem_handlers(app: QuartTrio, frame: Frame) -> None:
 
     @app.errorhandler(UIMError)
     async def tell_refusal(refusal: UIMError) -> Response:
-        return problem(refusal)
+        return response_of(problem(refusal))
 
     @app.errorhandler(HTTPException)
     async def tell_http_failure(failure: HTTPException) -> Response:
         status = failure.code or 500
         code = _CODES.get(status, "internal" if status >= 500 else "bad_request")
-        headers = {}
+        headers = []
         if isinstance(failure, MethodNotAllowed) and failure.valid_methods:
-            headers["Allow"] = ", ".join(sorted(failure.valid_methods))
-        return plain_problem(code, status, code.replace("_", " "), headers)
+            headers.append((b"allow", ", ".join(sorted(failure.valid_methods)).encode()))
+        return response_of(plain_problem(code, status, code.replace("_", " "), *headers))
 
     @app.errorhandler(Exception)
     async def tell_bug(bug: Exception) -> Response:
-        return frame.bug(bug, method=request.method, path=request.path, request_id=g.request_id)
+        return response_of(frame.bug(bug, method=request.method, path=request.path, request_id=g.request_id))

@@ -11,9 +11,8 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Meta
-from quart import Response
 
-from uim.api.messages import json_answer
+from uim.api.answers import Answer, json_answer
 from uim.api.routes import Routes
 from uim.chat.conversations import Conversations
 from uim.errors import invalid
@@ -85,14 +84,14 @@ def add_conversation_routes(routes: Routes, *, conversations: Conversations) -> 
 
 def _add_reading(routes: Routes, conversations: Conversations) -> None:
     @routes.route("GET", "/api/conversations", query=ListQuery, answers=ConversationList, summary="The caller's conversations")
-    async def list_conversations(caller: Caller, *, query: ListQuery) -> Response:
+    async def list_conversations(caller: Caller, *, query: ListQuery) -> Answer:
         page = await conversations.page(
             user_id=caller.user_id, changed_since=query.changed_since, cursor=query.cursor, limit=query.limit
         )
         return json_answer(msgspec.json.encode(page))
 
     @routes.route("GET", CONVERSATION, answers=ConversationView, summary="One conversation")
-    async def read_conversation(caller: Caller, *, conversation_id: UUID) -> Response:
+    async def read_conversation(caller: Caller, *, conversation_id: UUID) -> Answer:
         return _answer(await conversations.view(user_id=caller.user_id, conversation_id=conversation_id))
 
 
@@ -105,7 +104,7 @@ def _add_changing(routes: Routes, conversations: Conversations) -> None:
         status=201,
         summary="Make a conversation, or find the one that is there",
     )
-    async def make_conversation(caller: Caller, *, body: NewConversation) -> Response:
+    async def make_conversation(caller: Caller, *, body: NewConversation) -> Answer:
         if body.type == "group":
             view, made = await _make_group(conversations, caller, body)
         else:
@@ -113,7 +112,7 @@ def _add_changing(routes: Routes, conversations: Conversations) -> None:
         return _answer(view, 201 if made else 200)
 
     @routes.route("PATCH", CONVERSATION, body=NewName, answers=ConversationView, summary="Rename a group")
-    async def rename_conversation(caller: Caller, *, conversation_id: UUID, body: NewName) -> Response:
+    async def rename_conversation(caller: Caller, *, conversation_id: UUID, body: NewName) -> Answer:
         return _answer(await conversations.rename(user_id=caller.user_id, conversation_id=conversation_id, name=body.name))
 
     @routes.route("DELETE", CONVERSATION, summary="Delete a group, hide a one-on-one")
@@ -127,11 +126,11 @@ def _add_participants(routes: Routes, conversations: Conversations) -> None:
     @routes.route(
         "POST", participants, body=NewParticipants, answers=ConversationView, status=200, summary="Add users to a group"
     )
-    async def add_participants(caller: Caller, *, conversation_id: UUID, body: NewParticipants) -> Response:
+    async def add_participants(caller: Caller, *, conversation_id: UUID, body: NewParticipants) -> Answer:
         return _answer(await conversations.add(user_id=caller.user_id, conversation_id=conversation_id, user_ids=body.user_ids))
 
     @routes.route("PATCH", participants + "/{user_id}", body=NewRole, answers=ConversationView, summary="Change a member's role")
-    async def change_role(caller: Caller, *, conversation_id: UUID, user_id: UUID, body: NewRole) -> Response:
+    async def change_role(caller: Caller, *, conversation_id: UUID, user_id: UUID, body: NewRole) -> Answer:
         return _answer(
             await conversations.change_role(
                 user_id=caller.user_id, conversation_id=conversation_id, target_id=user_id, role=body.role
@@ -166,5 +165,5 @@ async def _make_group(conversations: Conversations, caller: Caller, body: NewCon
     )
 
 
-def _answer(view: ConversationView, status: int = 200) -> Response:
+def _answer(view: ConversationView, status: int = 200) -> Answer:
     return json_answer(msgspec.json.encode(view), status)

@@ -16,15 +16,14 @@ from uuid import uuid4
 
 import structlog
 import trio
-from quart import Response
 
-from uim.api.answers import plain_problem, problem
+from uim.api.answers import Answer, Headers, plain_problem, problem
 from uim.api.asking import Asking
 from uim.errors import UIMError
 from uim.metrics import Metrics
 
 # A request of one route, with the texts in its path's places: its answer, or the refusal that is raised.
-Answering = Callable[[Asking, dict[str, str]], Awaitable[Response]]
+Answering = Callable[[Asking, dict[str, str]], Awaitable[Answer]]
 
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -52,10 +51,9 @@ class Frame:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         return request_id
 
-    def dress(self, response: Response, request_id: str) -> None:
-        response.headers["X-Request-ID"] = request_id
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    def headers(self, request_id: str) -> Headers:
+        """What every answer carries, unless it says something else itself."""
+        return [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
     def count(self, method: str, rule: str, status: int, began_at: float) -> None:
         """By the route and never by the path, or a scanner would grow the memory."""
@@ -64,7 +62,7 @@ class Frame:
             self._requests_of(method, rule, str(status)).inc()
             self._seconds_of(method, rule).observe(trio.current_time() - began_at)
 
-    def bug(self, bug: Exception, *, method: str, path: str, request_id: str) -> Response:
+    def bug(self, bug: Exception, *, method: str, path: str, request_id: str) -> Answer:
         """Told as `internal`, with its traceback in the log under the request's id."""
         # The path only: a query may carry a token.
         log.error("a request failed", method=method, path=path, request_id=request_id, exc_info=bug)
@@ -126,21 +124,21 @@ class Direct:
         candidates = self._placed.get((method, len(parts)), ())
         return next((found for placed in candidates if (found := placed.match(parts))), None)
 
-    async def answer(self, found: Found, asking: Asking) -> Response:
+    async def answer(self, found: Found, asking: Asking) -> Answer:
         """Never raises but for cancellation. Of a crowd, one request begins in a turn of the loop, as in connection.py."""
         async with self._begins:
             pass
         began_at = trio.current_time()
         request_id = self._frame.name(asking.first(b"x-request-id"))
         try:
-            response = await found.answering(asking, found.places)
+            answer = await found.answering(asking, found.places)
         except Exception as failure:
-            response = self._told(failure, asking, request_id)
-        self._frame.dress(response, request_id)
-        self._frame.count(asking.method, found.rule, response.status_code, began_at)
-        return response
+            answer = self._told(failure, asking, request_id)
+        self._frame.count(asking.method, found.rule, answer.status, began_at)
+        length = (b"content-length", b"%d" % len(answer.body))
+        return Answer(answer.status, answer.body, [*answer.headers, length, *self._frame.headers(request_id)])
 
-    def _told(self, failure: Exception, asking: Asking, request_id: str) -> Response:
+    def _told(self, failure: Exception, asking: Asking, request_id: str) -> Answer:
         # Of what failed together the first is told, as Quart does it.
         while isinstance(failure, ExceptionGroup):
             failure = failure.exceptions[0]

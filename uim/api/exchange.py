@@ -18,7 +18,9 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.datastructures import Headers as WerkzeugHeaders
 
+from uim.api.answers import Answer
 from uim.api.direct import Direct
 
 # Set in the scope's extensions by the connection: `receive` gives all of the body without waiting.
@@ -47,13 +49,18 @@ class _Exchange(TrioASGIHTTPConnection):
             return
         headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers, "trailers": False})
-        await send({"type": "http.response.body", "body": body_of(response), "more_body": False})
+        body = response.response
+        await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 
-def body_of(response: Response) -> bytes:
-    """What is at hand of an answer that does not stream."""
-    body = cast(DataBody, response.response)
-    return bytes(body.data[body.begin : body.end])
+def response_of(answer: Answer) -> Response:
+    """Ours as Quart's."""
+    response = Response(answer.body, answer.status)
+    # Its own guess, before the length.
+    del response.headers["Content-Type"]
+    given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
+    response.headers = WerkzeugHeaders([*given, *response.headers])
+    return response
 
 
 class _NoSessions(SessionInterface):

@@ -8,9 +8,8 @@ from __future__ import annotations
 from uuid import UUID
 
 import msgspec
-from quart import Response
 
-from uim.api.answers import answer
+from uim.api.answers import Answer, answer
 from uim.api.routes import Routes
 from uim.chat.blocks import BlockedUser, Blocks
 from uim.chat.friends import Friend, Friends
@@ -52,7 +51,7 @@ def _add_friends(routes: Routes, friends: Friends) -> None:
     @routes.route(
         "POST", "/api/friends", body=NewFriend, answers=Friend, status=201, summary="Ask to be friends, or accept who asked"
     )
-    async def ask_to_be_friends(caller: Caller, *, body: NewFriend) -> Response:
+    async def ask_to_be_friends(caller: Caller, *, body: NewFriend) -> Answer:
         friend, made = await friends.request(user_id=caller.user_id, other_id=body.user_id)
         return answer(friend, 201 if made else 200)
 

@@ -11,9 +11,8 @@ from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from quart import Response
 
-from uim.api.answers import answer
+from uim.api.answers import Answer, answer, json_answer
 from uim.api.routes import Routes
 from uim.chat.history import History
 from uim.chat.receipts import Receipts
@@ -100,7 +99,7 @@ class ReadMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def add_message_routes(routes: Routes, *, history: History, writer: Writer, receipts: Receipts) -> None:
     @routes.route("GET", MESSAGES, query=HistoryQuery, answers=MessagePage, summary="A page of a conversation's messages")
-    async def list_messages(caller: Caller, *, conversation_id: UUID, query: HistoryQuery) -> Response:
+    async def list_messages(caller: Caller, *, conversation_id: UUID, query: HistoryQuery) -> Answer:
         page = await history.page(
             user_id=caller.user_id,
             conversation_id=conversation_id,
@@ -114,7 +113,7 @@ def add_message_routes(routes: Routes, *, history: History, writer: Writer, rece
 
     @routes.route("POST", MESSAGES, body=NewMessage, answers=PostedMessage, status=201, also={200: PostedMessage, 202: QueuedMessage},
                   summary="Send a message")  # fmt: skip
-    async def post_message(caller: Caller, *, conversation_id: UUID, body: NewMessage) -> Response:
+    async def post_message(caller: Caller, *, conversation_id: UUID, body: NewMessage) -> Answer:
         draft = Draft(
             conversation_id=conversation_id,
             sender_id=caller.user_id,
@@ -128,17 +127,12 @@ def add_message_routes(routes: Routes, *, history: History, writer: Writer, rece
         return json_answer(_posted(draft, posted), 200 if posted.duplicate else 201)
 
     @routes.route("GET", MESSAGES + "/{message_id}", answers=TrackedMessage, summary="One message, with its delivery status")
-    async def read_message(caller: Caller, *, conversation_id: UUID, message_id: int) -> Response:
+    async def read_message(caller: Caller, *, conversation_id: UUID, message_id: int) -> Answer:
         return json_answer(await history.message(user_id=caller.user_id, conversation_id=conversation_id, message_id=message_id))
 
     @routes.route("POST", "/api/conversations/{conversation_id}/read", body=ReadMark, summary="Mark as read up to a message")
     async def mark_read(caller: Caller, *, conversation_id: UUID, body: ReadMark) -> None:
         await receipts.read_now(user_id=caller.user_id, conversation_id=conversation_id, up_to=body.message_id)
-
-
-def json_answer(encoded: bytes, status: int = 200) -> Response:
-    """An answer that is JSON already."""
-    return Response(encoded, status, content_type="application/json")
 
 
 def _posted(draft: Draft, posted: Posted) -> bytes:

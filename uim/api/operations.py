@@ -19,6 +19,7 @@ from quart_trio import QuartTrio
 
 from uim.api.answers import answer
 from uim.api.app import new_app
+from uim.api.exchange import response_of
 from uim.metrics import CONTENT_TYPE, Metrics
 
 Status = Literal["ok", "degraded", "failed"]
@@ -178,7 +179,7 @@ def add_public_health(app: QuartTrio, checkup: Checkup, *, is_draining: Callable
     @app.get("/health")
     async def tell_health() -> Response:
         status = (await checkup.health()).status
-        return answer(Word(status), 503 if status == "failed" else 200)
+        return response_of(answer(Word(status), 503 if status == "failed" else 200))
 
     _add_short_health(app, checkup, is_draining)
 
@@ -187,11 +188,11 @@ def _add_short_health(app: QuartTrio, checkup: Checkup, is_draining: Callable[[]
     @app.get("/health/ready")
     async def tell_readiness() -> Response:
         status = "failed" if is_draining() else (await checkup.health()).status
-        return answer(Word(status), 503 if status == "failed" else 200)
+        return response_of(answer(Word(status), 503 if status == "failed" else 200))
 
     @app.get("/health/live")
     async def tell_life() -> Response:
-        return answer(Word("ok"))
+        return response_of(answer(Word("ok")))
 
 
 def operations_app(
@@ -207,7 +208,7 @@ def operations_app(
     @app.get("/health")
     async def tell_full_health() -> Response:
         health = await checkup.health()
-        return answer(health, 503 if health.status == "failed" else 200)
+        return response_of(answer(health, 503 if health.status == "failed" else 200))
 
     _add_short_health(app, checkup, is_draining)
     return app

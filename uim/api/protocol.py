@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final, cast
+from uuid import uuid4
 
 import h11
 import trio
@@ -18,12 +19,10 @@ from hypercorn.protocol.events import Body, EndBody, Event, Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import H11SendableEvent
-from quart.utils import encode_headers
 
-from uim.api.answers import problem_bytes
+from uim.api.answers import Answer, plain_problem
 from uim.api.asking import Asking
 from uim.api.direct import Direct, Found
-from uim.api.exchange import body_of
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_FIELDS: Final = 100
@@ -79,16 +78,16 @@ class HttpOnly(H11Protocol):
         is_at_hand = body_bytes <= min(len(self.connection.trailing_data[0]), direct.max_body_bytes)
         return found if is_at_hand else None
 
-    async def give(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    async def give(self, answer: Answer) -> None:
         """The whole answer to the request that was last read."""
-        headers += self.config.response_headers("h11")
+        headers = answer.headers + self.config.response_headers("h11")
         if self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
-        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
-        if body:
-            await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.Response(status_code=answer.status, headers=headers))
+        if answer.body:
+            await self._send_h11_event(h11.Data(data=answer.body))
         await self._send_h11_event(h11.EndOfMessage())
-        await self._maybe_recycle()
+        await super()._maybe_recycle()
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """As Hypercorn's, but a head waits for what follows it, and an end without bytes is no write: one answer, one write."""
@@ -122,11 +121,11 @@ class HttpOnly(H11Protocol):
 
     async def _send_error_response(self, status_code: int) -> None:
         """What h11 could not read: told as every other refusal is."""
-        status = HTTPStatus(status_code)
-        body, headers = problem_bytes("bad_request", status.value, "this is no valid request")
-        fields = [*headers, ("content-length", str(len(body))), ("connection", "close")]
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=fields))
-        await self._send_h11_event(h11.Data(data=body))
+        told = plain_problem("bad_request", HTTPStatus(status_code).value, "this is no valid request")
+        head = [(b"cache-control", b"no-store"), (b"x-request-id", str(uuid4()).encode())]
+        length = [(b"content-length", b"%d" % len(told.body)), (b"connection", b"close")]
+        await self._send_h11_event(h11.Response(status_code=told.status, headers=told.headers + head + length))
+        await self._send_h11_event(h11.Data(data=told.body))
         await self._send_h11_event(h11.EndOfMessage())
 
 
@@ -146,8 +145,7 @@ class _Whole:
         if isinstance(event, Body):
             self._body += event.data
         elif isinstance(event, EndBody):
-            response = await self._direct.answer(self._found, self._asking())
-            await self._protocol.give(response.status_code, encode_headers(response.headers), body_of(response))
+            await self._protocol.give(await self._direct.answer(self._found, self._asking()))
 
     def _asking(self) -> Asking:
         path, _, query = self._request.target.partition(b"?")

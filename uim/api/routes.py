@@ -18,10 +18,10 @@ import quart
 import trio
 from quart import Response
 
-from uim.api.answers import answer
+from uim.api.answers import Answer, answer
 from uim.api.asking import Asking, asking_of
 from uim.api.direct import Answering
-from uim.api.exchange import App
+from uim.api.exchange import App, response_of
 from uim.api.requests import parse_query, path_id, path_number, read_body
 from uim.errors import UIMError
 
@@ -89,8 +89,8 @@ class Routes:
 
         It is called as `handler(caller, asking=…, user_id=…, query=…, body=…)`, with only what the route names: `caller` if
         `signed_in`, the request itself if `asking`, `query` and `body` if their types are given. What it returns is the JSON of
-        the answer (None: no body), under `status` (200, or 204 without `answers`), or a Response of its own, e.g.
-        `answer(value, 201)`; one that has no whole body `streams`.
+        the answer (None: no body), under `status` (200, or 204 without `answers`), or an Answer of its own, e.g.
+        `answer(value, 201)`; a route that `streams` returns Quart's Response.
         """
 
         def add(handler: HandlerT) -> HandlerT:
@@ -134,16 +134,32 @@ def register(
     for route in routes:
         answering = _answering(route, authenticate, on_signed_in, turn_of, handler_s)
         rule = _PLACE.sub(r"<\1>", route.path)
-        app.add_url_rule(rule, f"{route.method} {route.path}", _view(answering), methods=[route.method])
+        app.add_url_rule(rule, f"{route.method} {route.path}", _view(route, answering), methods=[route.method])
         if not route.streams:
-            app.direct.add(route.method, rule, answering)
+            app.direct.add(route.method, rule, _whole(route, answering))
 
 
-def _view(answering: Answering) -> Callable[..., Awaitable[Response]]:
+def _view(route: Route, answering: _Answering) -> Callable[..., Awaitable[Response]]:
     async def view(**places: str) -> Response:
-        return await answering(asking_of(quart.request), places)
+        value = await answering(asking_of(quart.request), places)
+        return value if isinstance(value, Response) else response_of(_answer(route, value))
 
     return view
+
+
+def _whole(route: Route, answering: _Answering) -> Answering:
+    async def answer_whole(asking: Asking, places: dict[str, str]) -> Answer:
+        return _answer(route, await answering(asking, places))
+
+    return answer_whole
+
+
+def _answer(route: Route, value: object) -> Answer:
+    return value if isinstance(value, Answer) else answer(value, route.status)
+
+
+# What a handler returns.
+_Answering = Callable[[Asking, dict[str, str]], Awaitable[object]]
 
 
 def _answering(
@@ -152,7 +168,7 @@ def _answering(
     on_signed_in: Callable[[str, int, Any], None] | None,
     turn_of: Callable[[Any], AbstractAsyncContextManager[None]] | None,
     handler_s: float,
-) -> Answering:
+) -> _Answering:
     async def find_caller(asking: Asking) -> list[object]:
         if not route.signed_in:
             return []
@@ -161,13 +177,12 @@ def _answering(
             on_signed_in(*asking.client, caller)
         return [caller]
 
-    async def answer_to(asking: Asking, places: dict[str, str]) -> Response:
+    async def answer_to(asking: Asking, places: dict[str, str]) -> object:
         with trio.move_on_after(handler_s):
             callers = await find_caller(asking)
             arguments = await _arguments(route, asking, places)
             async with turn_of(callers[0]) if turn_of is not None and callers else nullcontext():
-                value = await route.handler(*callers, **arguments)
-            return value if isinstance(value, Response) else answer(value, route.status)
+                return await route.handler(*callers, **arguments)
         raise UIMError("unavailable", "this took too long", retry_after_s=2.0)
 
     return answer_to

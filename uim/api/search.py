@@ -10,9 +10,9 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Meta
-from quart import Response
 
-from uim.api.messages import ListedMessage, json_answer
+from uim.api.answers import Answer, json_answer
+from uim.api.messages import ListedMessage
 from uim.api.routes import Routes
 from uim.chat.search import Search
 from uim.model.person import Caller
@@ -44,7 +44,7 @@ def add_search(routes: Routes, search: Search) -> None:
     summary = "Search one's own conversations, the last 30 days, the newest first"
 
     @routes.route("GET", "/api/messages/search", query=SearchQuery, answers=SearchAnswer, summary=summary)
-    async def search_messages(caller: Caller, *, query: SearchQuery) -> Response:
+    async def search_messages(caller: Caller, *, query: SearchQuery) -> Answer:
         page = await search.page(
             user_id=caller.user_id,
             q=query.q,

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from quart import Response
 
+from uim.api.answers import Answer, json_answer
 from uim.api.messages import Message
 from uim.api.routes import Routes
 from uim.chat.catchup import PAGE_ENTRIES
@@ -39,12 +39,12 @@ class SyncBatch(msgspec.Struct, frozen=True):
 
 def add_sync(routes: Routes, house: House) -> None:
     @routes.route("GET", "/api/sync", query=SyncQuery, answers=SyncBatch, summary="The log after a cursor, as SYNC_BATCH")
-    async def sync(caller: Caller, query: SyncQuery) -> Response:
+    async def sync(caller: Caller, query: SyncQuery) -> Answer:
         after = query.last_sync_id or 0
         if query.device_id is not None:
             after = await _confirm(house, caller, query.device_id, query.last_sync_id)
         batch = await house.catchup.read(user_id=caller.user_id, after=after, limit=query.limit)
-        return Response(batch.payload(has_more=batch.full), 200, content_type="application/json")
+        return json_answer(batch.payload(has_more=batch.full))
 
 
 async def _confirm(house: House, caller: Caller, device_id: str, last_sync_id: int | None) -> int:

@@ -141,22 +141,21 @@ class Accounts:
         Raises UIMError `invalid_refresh_token`; an old token of a living login ends that login.
         """
         token = read_refresh(text)
-        async with self._pool.transaction() as tx:
-            row = await login_rows.lock_for_refresh(tx, token.login_id)
-            if row is None:
-                raise invalid_refresh_token()
-            verdict = judge_refresh(token, _state_of(row))
+        async with self._pool.connection() as tx:
+            row, verdict = await _judge(tx, token)
             successor = token.successor(row.refresh_key)
-            if verdict is Refreshing.ADVANCE:
-                await login_rows.advance(tx, login_id=token.login_id, refresh_hash=successor.hash, life_s=REFRESH_LIFE_S)
-            profile = await _profile(tx, row.user_id)
-        # No await on the writer while a connection is held, and the log lock comes before a login's row.
+            while verdict is Refreshing.ADVANCE and not await login_rows.advance(
+                tx, login_id=token.login_id, present_hash=token.hash, refresh_hash=successor.hash, life_s=REFRESH_LIFE_S
+            ):
+                # Another call with the same token was quicker: now it is a repeat. Or the login has ended.
+                row, verdict = await _judge(tx, token)
+        # No await on the writer while a connection is held.
         if verdict is Refreshing.REUSE:
-            await self.end(row.user_id, token.login_id, reason="reuse")
+            await self.end(row.profile.user_id, token.login_id, reason="reuse")
         if verdict in (Refreshing.REUSE, Refreshing.GARBAGE):
             raise invalid_refresh_token()
         life_s = REFRESH_LIFE_S if verdict is Refreshing.ADVANCE else int(row.expires_in_s)
-        return self._signed_in(successor, row.device_id, profile, life_s)
+        return self._signed_in(successor, row.device_id, row.profile, life_s)
 
     async def logins_of(self, caller: Caller) -> list[ListedLogin]:
         """The caller's living logins, the last used first."""
@@ -266,8 +265,13 @@ async def _profile(tx: Connection, user_id: UUID) -> Profile:
     return profile
 
 
-def _state_of(row: RefreshRow) -> RefreshState:
-    return RefreshState(row.generation, row.refresh_key, row.refresh_hash, row.previous_hash, row.used_for_s)
+async def _judge(tx: Connection, token: RefreshToken) -> tuple[RefreshRow, Refreshing]:
+    """The login of a refresh token, and what the token calls for. Raises `invalid_refresh_token` if that login lives no more."""
+    row = await login_rows.refreshing(tx, token.login_id)
+    if row is None:
+        raise invalid_refresh_token()
+    state = RefreshState(row.generation, row.refresh_key, row.refresh_hash, row.previous_hash, row.used_for_s)
+    return row, judge_refresh(token, state)
 
 
 def _invalid_credentials() -> UIMError:

@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from uim.model.person import Device
+from uim.model.person import Device, Profile
+from uim.store import people
 from uim.store.postgres import Connection
 
 _LIVES: Final = "l.ended_at is null and l.expires_at > clock_timestamp()"
@@ -33,8 +34,7 @@ class LiveLogin:
 class RefreshRow:
     """What a refresh is judged by. `used_for_s`: since when the newest generation is used, None if it is not yet."""
 
-    user_id: UUID
-    username: str
+    profile: Profile
     device_id: str
     generation: int
     refresh_key: bytes
@@ -89,30 +89,34 @@ async def mark_used(tx: Connection, *, login_id: UUID, generation: int) -> None:
     )
 
 
-async def lock_for_refresh(tx: Connection, login_id: UUID) -> RefreshRow | None:
-    """Lock a living login of a living account: of two refreshes at once, the second sees what the first has done."""
+async def refreshing(tx: Connection, login_id: UUID) -> RefreshRow | None:
+    """A living login of a living account."""
     cursor = await tx.execute(
-        f"""select l.user_id, u.username, l.device_id, l.generation, l.refresh_key, l.refresh_hash, l.previous_hash,
+        f"""select l.device_id, l.generation, l.refresh_key, l.refresh_hash, l.previous_hash,
                 extract(epoch from clock_timestamp() - l.generation_used_at)::float8,
-                extract(epoch from l.expires_at - clock_timestamp())::float8
+                extract(epoch from l.expires_at - clock_timestamp())::float8, {people.PROFILE}
             from logins l join users u on u.user_id = l.user_id
-            where l.login_id = %s and {_LIVES} and u.deleted_at is null for no key update of l""",
+            where l.login_id = %s and {_LIVES} and u.deleted_at is null""",
         (login_id,),
         binary=True,
+        prepare=True,
     )
     row = await cursor.fetchone()
-    return None if row is None else RefreshRow(*row)
+    return None if row is None else RefreshRow(people.profile(row[7:]), *row[:7])
 
 
-async def advance(tx: Connection, *, login_id: UUID, refresh_hash: bytes, life_s: int) -> None:
-    """The next generation begins, with this token; the caller has locked the row."""
-    await tx.execute(
-        """update logins set generation = generation + 1, previous_hash = refresh_hash, refresh_hash = %s,
+async def advance(tx: Connection, *, login_id: UUID, present_hash: bytes, refresh_hash: bytes, life_s: int) -> bool:
+    """The next generation begins, with this token; False if the present one is no longer that of `present_hash`, or lives no more."""
+    cursor = await tx.execute(
+        f"""update logins l set generation = generation + 1, previous_hash = refresh_hash, refresh_hash = %s,
                 generation_used_at = null, last_used_at = clock_timestamp(),
                 expires_at = clock_timestamp() + make_interval(secs => %s)
-            where login_id = %s""",
-        (refresh_hash, life_s, login_id),
+            where l.login_id = %s and l.refresh_hash = %s and {_LIVES}
+                and exists (select from users u where u.user_id = l.user_id and u.deleted_at is null)""",
+        (refresh_hash, life_s, login_id, present_hash),
+        prepare=True,
     )
+    return cursor.rowcount == 1
 
 
 async def living_of(tx: Connection, user_id: UUID) -> list[ListedLogin]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -120,24 +120,22 @@ async def self_conversation_of(tx: Connection, user_id: UUID) -> UUID:
     return row[0]
 
 
+PROFILE: Final = """u.user_id, u.username, u.email, u.display_name, u.avatar_url, u.status_text, u.availability,
+    u.read_receipts, u.show_last_seen, u.created_at, u.updated_at"""
+
+
+def profile(row: tuple[Any, ...]) -> Profile:
+    """From the columns of PROFILE."""
+    user_id, username, email, display_name, avatar_url, status_text, availability, read_receipts, show_last_seen, *times = row
+    settings = PersonalSettings(read_receipts, show_last_seen)
+    return Profile(user_id, username, email, display_name, avatar_url, status_text, availability, settings, *times)
+
+
 async def profile_of(tx: Connection, user_id: UUID) -> Profile | None:
     """A living account as its owner sees it."""
-    cursor = await tx.execute(
-        """select user_id, username, email, display_name, avatar_url, status_text, availability,
-            read_receipts, show_last_seen, created_at, updated_at
-            from users where user_id = %s and deleted_at is null""",
-        (user_id,),
-        binary=True,
-    )
-    row = await cursor.fetchone()
-    if row is None:
-        return None
-    user_id, username, email, display_name, avatar_url, status_text, availability, *rest = row
-    read_receipts, show_last_seen, created_at, updated_at = rest
-    settings = PersonalSettings(read_receipts, show_last_seen)
-    return Profile(
-        user_id, username, email, display_name, avatar_url, status_text, availability, settings, created_at, updated_at
-    )
+    query = f"select {PROFILE} from users u where u.user_id = %s and u.deleted_at is null"
+    row = await (await tx.execute(query, (user_id,), binary=True, prepare=True)).fetchone()
+    return None if row is None else profile(row)
 
 
 # What others see of an account itself, and what changes how they see conversations; only these move updated_at, which they
