@@ -6,7 +6,7 @@ conversation is shown only to a current member, and of its entries only those in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -19,7 +19,7 @@ from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import Entry
 from uim.store import receipts
 from uim.store.messages import COLUMNS
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, array
 from uim.store.receipts import Reads
 from uim.wire.frames import hidden_object, message_object
 
@@ -49,7 +49,9 @@ _FACES: Final = f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
         c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number,
         exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id),
-        exists (select from receipt_pauses o where o.user_id = g.user_id), {COLUMNS}
+        exists (select from receipt_pauses o where o.user_id = g.user_id),
+        exists (select from blocks b where b.user_id = g.user_id) or exists (select from blocks b where b.blocked_id = g.user_id),
+        {COLUMNS}
     from unnest(%(conversations)s::uuid[], %(viewers)s::uuid[]) as g (conversation_id, user_id)
     cross join lateral (
         select seat.* from conversation_participants seat
@@ -79,7 +81,7 @@ _MEMBERS: Final = """
         select r.up_to from receipts r
         where r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = 'read' order by r.up_to desc limit 1
     ) told on true
-    where p.conversation_id = any(%s) and p.left_at is null
+    where p.conversation_id = any(%s::uuid[]) and p.left_at is null
     order by p.conversation_id, p.joined_at, p.user_id"""
 
 
@@ -124,11 +126,11 @@ async def is_member(tx: Connection, *, user_id: UUID, conversation_id: UUID) -> 
 async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], ConversationView]:
     if not pairs:
         return {}
-    columns = {"conversations": [pair[0] for pair in pairs], "viewers": [pair[1] for pair in pairs]}
+    columns = {"conversations": array(pair[0] for pair in pairs), "viewers": array(pair[1] for pair in pairs)}
     cursor = await tx.execute(_FACES, columns, binary=True, prepare=True)
     faces = await cursor.fetchall()
-    members = await _members(tx, list({face[4] for face in faces}))
-    blocks = await _blocks(tx, list({face[0] for face in faces}))
+    members = await _members(tx, {face[4] for face in faces})
+    blocks = await _blocks(tx, {face[0] for face in faces if face[13]})
     reads = await receipts.reads_outside_pauses(tx, [(face[4], face[0]) for face in faces if face[12]])
     return {
         (face[4], face[0]): _view(face, members.get(face[4], []), blocks, reads.get((face[4], face[0]))) for face in faces
@@ -138,12 +140,14 @@ async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tup
 _Blocks = frozenset[tuple[UUID, UUID]]
 
 
-async def _blocks(tx: Connection, viewers: list[UUID]) -> _Blocks:
+async def _blocks(tx: Connection, viewers: Collection[UUID]) -> _Blocks:
     """Every block that has to do with these viewers, as (one, other) both ways round."""
+    if not viewers:
+        return frozenset()
     cursor = await tx.execute(
-        """select user_id, blocked_id from blocks where user_id = any(%(viewers)s)
-            union all select user_id, blocked_id from blocks where blocked_id = any(%(viewers)s)""",
-        {"viewers": viewers},
+        """select user_id, blocked_id from blocks where user_id = any(%(viewers)s::uuid[])
+            union all select user_id, blocked_id from blocks where blocked_id = any(%(viewers)s::uuid[])""",
+        {"viewers": array(viewers)},
         binary=True,
         prepare=True,
     )
@@ -173,8 +177,8 @@ class _Member:
         return shown
 
 
-async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, list[_Member]]:
-    cursor = await tx.execute(_MEMBERS, (conversation_ids,), binary=True, prepare=True)
+async def _members(tx: Connection, conversation_ids: Collection[UUID]) -> dict[UUID, list[_Member]]:
+    cursor = await tx.execute(_MEMBERS, (array(conversation_ids),), binary=True, prepare=True)
     members: dict[UUID, list[_Member]] = {}
     # Most of a group came at one moment, and to write a time costs as much as the rest of a participant.
     moments: dict[datetime, str] = {}
@@ -190,7 +194,7 @@ async def _members(tx: Connection, conversation_ids: list[UUID]) -> dict[UUID, l
 def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks, reads: Reads | None) -> ConversationView:
     viewer_id, role, last_read, viewer_shows_reads = face[:4]
     conversation_id, kind, name, created_by, created_at, updated_at, number, is_hidden = face[4:12]
-    last = Entry(*face[13:]) if face[13] is not None else None
+    last = Entry(*face[14:]) if face[14] is not None else None
     return ConversationView(
         conversation_id=conversation_id,
         type=kind,

@@ -8,10 +8,11 @@ is thrown away, never handed on; what was in flight on it may or may not have ha
 from __future__ import annotations
 
 import select
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 import psycopg.conninfo
@@ -354,6 +355,11 @@ class Pool:
         """One round trip; raises UIMError `unavailable`."""
         async with self.connection() as tx:
             await tx.execute("select 1")
+
+
+def array(items: Iterable[int | UUID]) -> str:
+    """An array for a parameter with a cast (`%s::bigint[]`), as text: psycopg takes ten times as long for a list."""
+    return "{" + ",".join(map(str, items)) + "}"
 
 
 def in_short(error: DatabaseError) -> str:
