@@ -13,7 +13,6 @@ from uuid import UUID
 
 import structlog
 import trio
-from trio_websocket import ConnectionClosed
 
 from uim.chat.connects import Begun, Connect
 from uim.chat.house import House
@@ -78,6 +77,8 @@ class Session:
         self._nothing_up_to: int | None = None
         # Before it stood in line: of two connections of a device the one that came later is the one in use.
         self._came_at = came_at
+        # Until it has begun a client's frames wait; pings are answered.
+        self._begun: trio.Event | None = trio.Event()
         self._malformed_at: list[float] = []
         self.pace = ws.pace
         self.sends_open = 0
@@ -125,7 +126,6 @@ class Session:
                         self._nursery = nursery
                         nursery.start_soon(self._outbound)
                         nursery.start_soon(self._heartbeat)
-                        await self._begin()
                         await self._inbound()
                         await self._arrivals.departure()
                         nursery.cancel_scope.cancel()
@@ -147,39 +147,39 @@ class Session:
 
     async def _inbound(self) -> None:
         """Frame by frame, in order: the next is not read before this one has been taken. Returns when the peer has gone."""
-        codec = self.house.codec
-        while True:
-            try:
-                text = await self._ws.get_message()
-            except ConnectionClosed:
-                return
-            self.outbox.heard_at = trio.current_time()
-            # One that asks and never reads is read no further: TCP tells it to wait.
-            await self.outbox.room()
-            if isinstance(text, bytes):
-                self._count_malformed()
-                await self.pace.spend(REFUSED)
-                continue
-            if len(text) > MAX_FRAME_IN_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_FRAME_IN_BYTES:
-                self.cut(Cut.TOO_BIG)
-                continue
-            try:
-                frame = codec.decode(text)
-            except Malformed as malformed:
-                self._count_malformed(malformed.request_id)
-                await self.pace.spend(REFUSED)
-            except Refused as refused:
-                self.outbox.push(
-                    error_frame(refused.error, request_id=refused.request_id, client_message_id=refused.client_message_id)
-                )
-                await self.pace.spend(REFUSED)
-            else:
-                if price := PRICES.get(type(frame)):
-                    await self.pace.spend(price)
-                await self._handle(self, frame)
+        await self._ws.read(self._hear)
+
+    async def _hear(self, text: str | bytes) -> None:
+        if self._begun is not None:
+            await self._begun.wait()
+        self.outbox.heard_at = trio.current_time()
+        # One that asks and never reads is read no further: TCP tells it to wait.
+        await self.outbox.room()
+        if isinstance(text, bytes):
+            self._count_malformed()
+            await self.pace.spend(REFUSED)
+            return
+        if len(text) > MAX_FRAME_IN_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_FRAME_IN_BYTES:
+            self.cut(Cut.TOO_BIG)
+            return
+        try:
+            frame = self.house.codec.decode(text)
+        except Malformed as malformed:
+            self._count_malformed(malformed.request_id)
+            await self.pace.spend(REFUSED)
+        except Refused as refused:
+            self.outbox.push(
+                error_frame(refused.error, request_id=refused.request_id, client_message_id=refused.client_message_id)
+            )
+            await self.pace.spend(REFUSED)
+        else:
+            if price := PRICES.get(type(frame)):
+                await self.pace.spend(price)
+            await self._handle(self, frame)
 
     async def _outbound(self) -> None:
-        """All that waits, in one write."""
+        """First how it begins, for before that there is nothing to say; then all that waits, in one write."""
+        await self._begin()
         outbox = self.outbox
         while True:
             data = outbox.take()
@@ -222,6 +222,9 @@ class Session:
         self.house.sessions.came(self.outbox, self._client_info)
         self.house.presence.came(self.outbox)
         self.catch_up()
+        if self._begun is not None:
+            self._begun.set()
+        self._begun = None
 
     async def _open(self, try_to_open: Opening, asked: int | None) -> Begun:
         """Raise this device's connection_no and set its cursor; what that skips counts as delivered.
@@ -349,7 +352,7 @@ class Session:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
         if not self._stream.torn and self._ws.closed is None:
-            await self._ws.aclose(reason.close_code, self._words(reason))
+            await self._ws.close(reason.close_code, self._words(reason))
         elif not self._stream.torn:
             await self._stream.aclose()  # trio-websocket has said why; to who still sends that would be lost in a reset
         self._stream.hang_up()

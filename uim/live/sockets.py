@@ -8,19 +8,25 @@ trio-websocket; tests/faults/test_hostile_frames.py tells when a release moves t
 
 from __future__ import annotations
 
-from typing import Final, cast
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
 
 import trio
 import wsproto.events
-from trio_websocket import WebSocketConnection, WebSocketRequest
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.events import Request
 from wsproto.handshake import H11Handshake
+from wsproto.utilities import RemoteProtocolError
 
 from uim.listener import ByteStream
 from uim.live.pacing import SCRAP, SMALL_PIECE_CHARS, Pace
 from uim.wire.frames import MAX_FRAME_IN_BYTES
 
 RECEIVE_BYTES: Final = 16 * 1024
+# We send no PING, so whatever PONG comes is of none.
+_NO_PINGS: Final[OrderedDict[bytes, trio.Event]] = OrderedDict()
 _OVER: Final = frozenset({ConnectionState.LOCAL_CLOSING, ConnectionState.CLOSED})
 
 
@@ -81,27 +87,103 @@ class _Over:
         return ()
 
 
+class _NoChannel:
+    """In place of trio-websocket's channel: messages are handed on by the task that reads them."""
+
+    @staticmethod
+    async def aclose() -> None:
+        return
+
+
+Message = str | bytes
+Hear = Callable[[Message], Awaitable[None]]
+
+
+async def _discard(message: Message) -> None:
+    """A message that comes after our last word."""
+
+
 class ServerSocket(WebSocketConnection):
-    """The server's end of one WebSocket. What a client may send without end, and what is no message yet, is read at a pace."""
+    """The server's end of one WebSocket. What a client may send without end, and what is no message yet, is read at a pace.
+
+    `requested` takes the whole head; `read`, in a task of its owner, gives the messages; `close` says the last word.
+    """
 
     def __init__(self, stream: FrameStream) -> None:
         super().__init__(
             stream,
             wsproto.WSConnection(ConnectionType.SERVER),
-            message_queue_size=1,
             max_message_size=MAX_FRAME_IN_BYTES,
             receive_buffer_size=RECEIVE_BYTES,
         )
         self.pace = Pace()
+        self._hear: Hear = _discard
+        # What nobody will use, a tenth of a quiet connection's memory.
+        self._send_channel = self._recv_channel = cast(Any, _NoChannel)
+        self._stream_lock = cast(Any, None)  # FrameStream has one
+        self._connection_proposal = None
+        self._pings = _NO_PINGS
 
-    async def requested(self, nursery: trio.Nursery) -> WebSocketRequest:
-        """Read on, in that nursery, until the socket has gone; returns once the upgrade is asked for."""
-        nursery.start_soon(self._reader_task)
-        return await self._get_request()
+    async def requested(self, head: bytes) -> WebSocketRequest | None:
+        """What these bytes ask for, a head and whatever came with it; None if that is no upgrade, which the client has been told."""
+        try:
+            self._wsproto.receive_data(head)
+        except RemoteProtocolError as fault:
+            if fault.event_hint:
+                await self._send(fault.event_hint)
+            await self._close_stream()
+            return None
+        return next((WebSocketRequest(self, event) for event in self._wsproto.events() if isinstance(event, Request)), None)
 
     def forget_handshake(self) -> None:
         """The upgrade is over: what parsed it, some 3 KB, is asked nothing any more."""
         self._wsproto.handshake = cast(H11Handshake, _Over)
+
+    async def read(self, hear: Hear) -> None:
+        """Give each message to `hear`, the next when it has returned, until the peer has gone or is sent away.
+
+        As trio-websocket's reader task does, but in its caller's: a message changes no task. Cancelled, it may be called again.
+        """
+        self._hear = hear
+        try:
+            while self._reader_running and await self._take_events():
+                data = await self._received()
+                if not data:
+                    return
+                try:
+                    self._wsproto.receive_data(data)
+                except RemoteProtocolError as fault:
+                    if fault.event_hint:
+                        await self._send(fault.event_hint)
+                    await self._close_stream()
+        except ConnectionClosed:
+            return
+        finally:
+            self._hear = _discard
+
+    async def _take_events(self) -> bool:
+        """False once nothing more is to be read."""
+        for event in self._wsproto.events():
+            if handler := _HANDLERS.get(type(event)):
+                await handler(self, event)
+        return self._reader_running
+
+    async def _received(self) -> bytes:
+        """The next bytes; none, and the socket is as good as closed, where the peer has gone."""
+        try:
+            data = bytes(await self._stream.receive_some(RECEIVE_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            data = b""
+        if not data and self._wsproto.state is not ConnectionState.CLOSED:
+            await self._abort_web_socket()
+        return data
+
+    async def close(self, code: int, reason: str) -> None:
+        """The closing handshake: our closing frame, and reading until the peer's. Cancelled, it hangs up."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.read, _discard)
+            await self.aclose(code, reason)
+            nursery.cancel_scope.cancel()
 
     async def _handle_ping_event(self, event: wsproto.events.Ping) -> None:
         await self.pace.spend(SCRAP)
@@ -116,9 +198,36 @@ class ServerSocket(WebSocketConnection):
             return  # a client that sends on: it would be told again and again that it sends too much
         if not event.message_finished and len(event.data) < SMALL_PIECE_CHARS:
             await self.pace.spend(SCRAP)
-        await super()._handle_message_event(event)
+        if self._message_size + len(event.data) > self._max_message_size:
+            await super()._handle_message_event(event)  # tells the client, and ends the reading
+            return
+        self._message_size += len(event.data)
+        self._message_parts.append(cast(Message, event.data))
+        if event.message_finished:
+            parts, self._message_parts, self._message_size = self._message_parts, [], 0
+            await self._hear(_joined(parts))
 
     async def _send(self, event: wsproto.events.Event) -> None:
         # After our closing frame nothing is said: the base class would answer a PING even then, which is an error.
-        if self._wsproto.state not in _OVER:
-            await super()._send(event)
+        if self._wsproto.state in _OVER:
+            return
+        try:
+            await self._stream.send_all(self._wsproto.send(event))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._abort_web_socket()
+            raise ConnectionClosed(self._close_reason) from None
+
+
+def _joined(parts: list[bytes | str]) -> Message:
+    if isinstance(parts[0], str):
+        return "".join(cast(list[str], parts))
+    return b"".join(cast(list[bytes], parts))
+
+
+_HANDLERS: Final[dict[type[wsproto.events.Event], Callable[[ServerSocket, Any], Awaitable[None]]]] = {
+    wsproto.events.BytesMessage: ServerSocket._handle_message_event,
+    wsproto.events.TextMessage: ServerSocket._handle_message_event,
+    wsproto.events.CloseConnection: ServerSocket._handle_close_connection_event,
+    wsproto.events.Ping: ServerSocket._handle_ping_event,
+    wsproto.events.Pong: ServerSocket._handle_pong_event,
+}

@@ -60,19 +60,21 @@ class WebSocketFront:
             await stream.aclose()
             return
         framed = FrameStream(stream)
-        async with trio.open_nursery() as nursery:
-            session = None
-            # Who hangs up meanwhile is told nothing.
-            with trio.move_on_after(UPGRADE_WITHIN_S), suppress(ConnectionClosed):
-                ws = ServerSocket(framed)
-                session = await self._admit(await ws.requested(nursery), ws, framed, peer)
-            if session is not None:
-                if self._is_draining():
-                    session.cut(Cut.RESTART)  # the walk of the drain may have been over before
-                await session.run()
-            else:
-                await framed.aclose()
-            nursery.cancel_scope.cancel()
+        session = None
+        # Who hangs up meanwhile is told nothing.
+        with trio.move_on_after(UPGRADE_WITHIN_S), suppress(ConnectionClosed):
+            ws = ServerSocket(framed)
+            head, stream.unread_bytes = stream.unread_bytes, b""
+            request = await ws.requested(head)
+            del head  # or it would be held as long as the connection
+            session = await self._admit(request, ws, framed, peer) if request is not None else None
+            del request
+        if session is None:
+            await framed.aclose()
+            return
+        if self._is_draining():
+            session.cut(Cut.RESTART)  # the walk of the drain may have been over before
+        await session.run()
 
     async def _admit(self, request: WebSocketRequest, ws: ServerSocket, framed: FrameStream, peer: Peer) -> Session | None:
         """The session, its socket open; or None, the refusal told."""
@@ -85,7 +87,7 @@ class WebSocketFront:
         except UIMError as refusal:
             await _refuse(request, refusal)
         except OverCapacity:
-            await self._send_away(request)
+            await self._send_away(request, ws)
         return None
 
     def _introduced(self, request: WebSocketRequest, peer: Peer) -> tuple[Hello, AccessClaims]:
@@ -148,15 +150,15 @@ class WebSocketFront:
         if self._is_draining() or self._house.switchboard.connections >= self._house.settings.max_connections:
             raise OverCapacity
 
-    async def _send_away(self, request: WebSocketRequest) -> None:
+    async def _send_away(self, request: WebSocketRequest, ws: ServerSocket) -> None:
         if _header(request, b"origin") is None:
             come_back_in_s = self._arrivals.comes_back_in_s()
             await _refuse(request, UIMError("unavailable", "no more connections here just now", retry_after_s=come_back_in_s))
             return
-        ws = await request.accept(subprotocol=_subprotocol(request))
+        await request.accept(subprotocol=_subprotocol(request))
         with trio.move_on_after(GOODBYE_S):
             cut = Cut.RESTART if self._is_draining() else Cut.OVER_CAPACITY
-            await ws.aclose(cut.close_code, self._arrivals.words())
+            await ws.close(cut.close_code, self._arrivals.words())
 
 
 def _subprotocol(request: WebSocketRequest) -> str | None:
