@@ -26,6 +26,8 @@ import trio.testing
 import trio_websocket
 import trustme
 
+from loadtest.frames import client_frame
+from tests.faults import raw
 from tests.house import Device, Person, Server, serving, settings_for
 from tests.test_cli import environment, started
 from tests.test_cli import settings_for as variables_for
@@ -108,6 +110,29 @@ async def test_who_is_replaced_while_the_database_keeps_it_waiting_does_not_come
     await newer.live()
     await server.polled()
     await newer.roundtrip()
+
+
+async def test_who_says_close_is_gone_though_they_keep_the_line_open(server: Server) -> None:
+    alice = await server.register("alice")
+    async with raw.websocket(alice, "phone") as peer:
+        await peer.until(b"SESSION_READY")
+        (outbox,) = server.house.switchboard.all()
+        await peer.say(client_frame(raw.CLOSE, (1000).to_bytes(2, "big")))
+        assert await peer.until(b"\x88\x02\x03\xe8")
+        # Sooner than the second for which the server waits for the end of a line.
+        with trio.fail_after(0.5):
+            await outbox.gone.wait()
+        assert not await peer.to_the_end()
+
+
+async def test_pings_are_answered_while_the_database_keeps_a_connection_waiting(server: Server) -> None:
+    alice = await server.register("alice")
+    await (await alice.connect("phone")).leave()
+    async with server.house.pool.transaction() as tx, raw.websocket(alice, "phone") as peer:
+        await tx.execute("select from device_cursors for update")
+        await peer.say(client_frame(raw.PING, b"there?"))
+        await peer.until(b"\x8a\x06there?")
+        assert b"SESSION_READY" not in peer.received
 
 
 async def test_a_connection_that_ended_leaves_nothing_for_the_collector(server: Server) -> None:

@@ -26,7 +26,7 @@ from uim.store.receipts import Advance
 MOST_AT_ONCE: Final = 64
 # After a batch of so many there are many more: a moment more of them share the next.
 CROWD: Final = 4
-GATHER_S: Final = 0.005
+GATHER_S: Final = 0.01
 MAX_BEHIND: Final = 10_000
 
 

@@ -185,6 +185,10 @@ class ServerSocket(WebSocketConnection):
             await self.aclose(code, reason)
             nursery.cancel_scope.cancel()
 
+    async def _close_stream(self) -> None:
+        """The end of reading. The stream is closed by its owner, after the session has ended: to close may take a second."""
+        self._reader_running = False
+
     async def _handle_ping_event(self, event: wsproto.events.Ping) -> None:
         await self.pace.spend(SCRAP)
         await super()._handle_ping_event(event)

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from uim.store.friends import Place
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, array_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ async def listed(tx: Connection, *, user_id: UUID, below: Place | None, limit: i
 async def around(tx: Connection, user_ids: Collection[UUID]) -> dict[UUID, tuple[set[UUID], set[UUID]]]:
     """For each of these users everybody whom that user blocks, and everybody who blocks that user."""
     cursor = await tx.execute(
-        """select true, user_id, blocked_id from blocks where user_id = any(%(user_ids)b)
-            union all select false, blocked_id, user_id from blocks where blocked_id = any(%(user_ids)b)""",
-        {"user_ids": list(user_ids)},
+        """select true, user_id, blocked_id from blocks where user_id = any(%(user_ids)s::uuid[])
+            union all select false, blocked_id, user_id from blocks where blocked_id = any(%(user_ids)s::uuid[])""",
+        {"user_ids": array_text(user_ids)},
         binary=True,
         prepare=True,
     )

@@ -19,7 +19,7 @@ from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import Entry
 from uim.store import receipts
 from uim.store.messages import COLUMNS
-from uim.store.postgres import Connection, array
+from uim.store.postgres import Connection, array_text
 from uim.store.receipts import Reads
 from uim.wire.frames import hidden_object, message_object
 
@@ -126,7 +126,7 @@ async def is_member(tx: Connection, *, user_id: UUID, conversation_id: UUID) -> 
 async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], ConversationView]:
     if not pairs:
         return {}
-    columns = {"conversations": array(pair[0] for pair in pairs), "viewers": array(pair[1] for pair in pairs)}
+    columns = {"conversations": array_text(pair[0] for pair in pairs), "viewers": array_text(pair[1] for pair in pairs)}
     cursor = await tx.execute(_FACES, columns, binary=True, prepare=True)
     faces = await cursor.fetchall()
     members = await _members(tx, {face[4] for face in faces})
@@ -147,7 +147,7 @@ async def _blocks(tx: Connection, viewers: Collection[UUID]) -> _Blocks:
     cursor = await tx.execute(
         """select user_id, blocked_id from blocks where user_id = any(%(viewers)s::uuid[])
             union all select user_id, blocked_id from blocks where blocked_id = any(%(viewers)s::uuid[])""",
-        {"viewers": array(viewers)},
+        {"viewers": array_text(viewers)},
         binary=True,
         prepare=True,
     )
@@ -178,7 +178,7 @@ class _Member:
 
 
 async def _members(tx: Connection, conversation_ids: Collection[UUID]) -> dict[UUID, list[_Member]]:
-    cursor = await tx.execute(_MEMBERS, (array(conversation_ids),), binary=True, prepare=True)
+    cursor = await tx.execute(_MEMBERS, (array_text(conversation_ids),), binary=True, prepare=True)
     members: dict[UUID, list[_Member]] = {}
     # Most of a group came at one moment, and to write a time costs as much as the rest of a participant.
     moments: dict[datetime, str] = {}

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from uim.errors import UIMError
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, array_text
 
 # A device's first connect begins where some device of the user has confirmed everything, 0 for a user's first.
 # `asked` is null where none was given: least() alone would pass over it and give the head, and skip all that is owed.
@@ -23,11 +23,11 @@ _OPEN: Final = """
     ), given as materialized (
         select g.*, case when g.asked is not null then least(g.asked, head.id) end as wish,
             (select max(o.last_synced_message_id) from device_cursors o where o.user_id = g.user_id) as others
-        from head, unnest(%(user_ids)b::uuid[], %(device_ids)b::text[], %(asked)s::bigint[], %(session_ids)b::uuid[],
+        from head, unnest(%(user_ids)s::uuid[], %(device_ids)b::text[], %(asked)s::bigint[], %(session_ids)s::uuid[],
             %(waited_s)s::float8[]) as g (user_id, device_id, asked, session_id, waited_s)
         join users u on u.user_id = g.user_id and u.deleted_at is null
     ), replaced as materialized (
-        select * from unnest(%(replaced_by)b::uuid[], %(replaced)b::uuid[]) as r (session_id, before)
+        select * from unnest(%(replaced_by)s::uuid[], %(replaced)s::uuid[]) as r (session_id, before)
     )
     insert into device_cursors as c (user_id, device_id, last_synced_message_id, session_id, came_at)
     select g.user_id, g.device_id, coalesce(g.wish, g.others, 0), g.session_id, now() - make_interval(secs => coalesce(g.waited_s, 0))
@@ -93,15 +93,15 @@ async def open_cursors(tx: Connection, openings: Sequence[Opening]) -> list[Open
     openers = [opening.opener for opening in openings]
     before = [(opener.session_id, session_id) for opener in openers if opener is not None for session_id in opener.replaced]
     given = {
-        "user_ids": [opening.user_id for opening in openings],
+        "user_ids": array_text(opening.user_id for opening in openings),
         "device_ids": [opening.device_id for opening in openings],
-        "asked": [opening.asked for opening in openings],
-        "session_ids": [opener.session_id if opener is not None else None for opener in openers],
-        "waited_s": [opener.waited_s if opener is not None else None for opener in openers],
-        "replaced_by": [pair[0] for pair in before],
-        "replaced": [pair[1] for pair in before],
+        "asked": array_text(opening.asked for opening in openings),
+        "session_ids": array_text(opener.session_id if opener is not None else None for opener in openers),
+        "waited_s": array_text(opener.waited_s if opener is not None else None for opener in openers),
+        "replaced_by": array_text(pair[0] for pair in before),
+        "replaced": array_text(pair[1] for pair in before),
     }
-    cursor = await tx.execute(_OPEN, given, binary=True)
+    cursor = await tx.execute(_OPEN, given, binary=True, prepare=True)
     found = {(row[0], row[1]): Opened(*row[2:]) for row in await cursor.fetchall()}
     missed = [opening.user_id for opening in openings if (opening.user_id, opening.device_id) not in found]
     living = await _living(tx, missed) if missed else set()
@@ -138,7 +138,7 @@ async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
     ordered = sorted(moves, key=lambda m: (m.user_id.bytes, m.device_id))
     cursor = await tx.execute(
         """with given as materialized (
-                select * from unnest(%b::uuid[], %b::text[], %s::bigint[], %s::bigint[])
+                select * from unnest(%s::uuid[], %b::text[], %s::bigint[], %s::bigint[])
                     as g (user_id, device_id, connection_no, message_id)
             ), held as (
                 select c.user_id, c.device_id, g.message_id from device_cursors c
@@ -150,12 +150,13 @@ async def move(tx: Connection, moves: Sequence[Move]) -> set[tuple[UUID, str]]:
             from held h where c.user_id = h.user_id and c.device_id = h.device_id
             returning c.user_id, c.device_id""",
         (
-            [m.user_id for m in ordered],
+            array_text(m.user_id for m in ordered),
             [m.device_id for m in ordered],
-            [m.connection_no for m in ordered],
-            [m.message_id for m in ordered],
+            array_text(m.connection_no for m in ordered),
+            array_text(m.message_id for m in ordered),
         ),
         binary=True,
+        prepare=True,
     )
     hit = {(row[0], row[1]) for row in await cursor.fetchall()}
     missed = [m for m in ordered if (m.user_id, m.device_id) not in hit]

@@ -15,7 +15,7 @@ from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
 from uim.store.conversations import SEAT
 from uim.store.messages import COLUMNS
-from uim.store.postgres import Connection, array
+from uim.store.postgres import Connection, array_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ async def _receipts(
 ) -> list[tuple[Any, ...]]:
     if not mine:
         return []
-    ids = array(own.message_id for own in mine)
+    ids = array_text(own.message_id for own in mine)
     cursor = await tx.execute(
         query, {"sender_id": sender_id, "conversation_id": conversation_id, "ids": ids}, binary=True, prepare=True
     )

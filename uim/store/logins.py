@@ -14,7 +14,7 @@ from uuid import UUID
 
 from uim.model.person import Device, Profile
 from uim.store import people
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, array_text
 
 _LIVES: Final = "l.ended_at is null and l.expires_at > clock_timestamp()"
 
@@ -73,9 +73,10 @@ async def living(tx: Connection, login_ids: Sequence[UUID]) -> dict[UUID, LiveLo
         f"""select l.login_id, l.user_id, u.username, l.device_id,
                 case when l.generation_used_at is null then l.generation - 1 else l.generation end
             from logins l join users u on u.user_id = l.user_id
-            where l.login_id = any(%s) and {_LIVES} and u.deleted_at is null""",
-        (list(login_ids),),
+            where l.login_id = any(%s::uuid[]) and {_LIVES} and u.deleted_at is null""",
+        (array_text(login_ids),),
         binary=True,
+        prepare=True,
     )
     return {row[0]: LiveLogin(*row) for row in await cursor.fetchall()}
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from uim.model.ids import MAX_MESSAGE_ID
 from uim.model.message import Draft, Entry
 from uim.store.binary import BYTEA_OID, TEXT_OID, UUID_OID, array, bigint, moment
-from uim.store.postgres import Connection, Statement
+from uim.store.postgres import Connection, Statement, array_text
 
 COLUMNS: Final = """m.message_id, m.conversation_id, m.seq, m.sender_id, m.client_message_id, m.content, m.message_type,
     m.metadata::text, m.created_at, m.deleted_at is not null"""
@@ -163,8 +163,8 @@ async def count_after(tx: Connection, positions: Sequence[tuple[UUID, int]], *, 
                 ) found
                 where s.user_id = g.user_id and (s.left_message_id is null or s.left_message_id > g.after)
                 limit %(limit)s) visible)
-            from unnest(%(user_ids)b::uuid[], %(after)s::bigint[]) with ordinality as g (user_id, after, ord) order by g.ord""",
-        {"user_ids": [user_id for user_id, _ in positions], "after": [after for _, after in positions], "limit": limit},
+            from unnest(%(user_ids)s::uuid[], %(after)s::bigint[]) with ordinality as g (user_id, after, ord) order by g.ord""",
+        {"user_ids": array_text(user_id for user_id, _ in positions), "after": array_text(after for _, after in positions), "limit": limit},
         binary=True,
         prepare=True,
     )

@@ -17,7 +17,7 @@ import msgspec
 
 from uim.model.ids import rfc3339
 from uim.model.presence import Choices, Status
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, array_text
 from uim.store.redis import UNREADABLE, Command, RedisLink
 from uim.store.scripts import HOLD_DEVICES
 
@@ -170,7 +170,7 @@ _FRIENDS: Final = """
 
 async def friends_of(tx: Connection, user_ids: Sequence[UUID], *, above: Seat, limit: int) -> list[Seat]:
     """The friends of these users between whom no block stands, in order, above a place: at most `limit`."""
-    given = {"ids": list(user_ids), "at": above.at, "friend_id": above.friend_id, "limit": limit}
+    given = {"ids": array_text(user_ids), "at": above.at, "friend_id": above.friend_id, "limit": limit}
     cursor = await tx.execute(_FRIENDS, given, binary=True, prepare=True)
     return [Seat(*row) for row in await cursor.fetchall()]
 
@@ -196,8 +196,8 @@ async def choices_of(tx: Connection, user_ids: Collection[UUID]) -> dict[UUID, C
     """What these users have chosen to show; a deleted account is absent."""
     cursor = await tx.execute(
         """select user_id, availability, status_text, show_last_seen, last_seen
-            from users where user_id = any(%s) and deleted_at is null""",
-        (list(user_ids),),
+            from users where user_id = any(%s::uuid[]) and deleted_at is null""",
+        (array_text(user_ids),),
         binary=True,
         prepare=True,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, array_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ async def advance(tx: Connection, wanted: Mapping[tuple[UUID, UUID], tuple[int, 
         return []
     cursor = await tx.execute(
         """select conversation_id, user_id, kind, after, up_to, at, senders
-            from receipts_advance(%b::uuid[], %b::uuid[], %s::bigint[], %s::bigint[])""",
+            from receipts_advance(%s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[])""",
         (
-            [key[0] for key in wanted],
-            [key[1] for key in wanted],
-            [marks[0] for marks in wanted.values()],
-            [marks[1] for marks in wanted.values()],
+            array_text(key[0] for key in wanted),
+            array_text(key[1] for key in wanted),
+            array_text(marks[0] for marks in wanted.values()),
+            array_text(marks[1] for marks in wanted.values()),
         ),
         binary=True,
         prepare=True,
@@ -56,7 +56,7 @@ async def reads_outside_pauses(tx: Connection, pairs: Sequence[tuple[UUID, UUID]
         return {}
     cursor = await tx.execute(
         """select g.conversation_id, g.viewer_id, p.user_id, told.up_to
-            from unnest(%b::uuid[], %b::uuid[]) as g (conversation_id, viewer_id)
+            from unnest(%s::uuid[], %s::uuid[]) as g (conversation_id, viewer_id)
             join conversation_participants p on p.conversation_id = g.conversation_id and p.left_at is null
             cross join lateral (
                 select r.up_to from receipts r
@@ -64,7 +64,7 @@ async def reads_outside_pauses(tx: Connection, pairs: Sequence[tuple[UUID, UUID]
                     and not receipts_paused(g.viewer_id, r.at)
                 order by r.up_to desc limit 1
             ) told""",
-        ([pair[0] for pair in pairs], [pair[1] for pair in pairs]),
+        (array_text(pair[0] for pair in pairs), array_text(pair[1] for pair in pairs)),
         binary=True,
         prepare=True,
     )
@@ -78,7 +78,7 @@ async def newest_between(tx: Connection, spans: Sequence[tuple[UUID, int, int]])
     """For spans (user, after, up to): of each (conversation, user) the newest entry in (after, up to] that the user may see."""
     cursor = await tx.execute(
         """select s.conversation_id, s.user_id, max(newest.message_id)
-            from unnest(%b::uuid[], %s::bigint[], %s::bigint[]) as g (user_id, after, up_to)
+            from unnest(%s::uuid[], %s::bigint[], %s::bigint[]) as g (user_id, after, up_to)
             join participations s on s.user_id = g.user_id
             cross join lateral (
                 select m.message_id from messages m
@@ -87,7 +87,7 @@ async def newest_between(tx: Connection, spans: Sequence[tuple[UUID, int, int]])
                 order by m.message_id desc limit 1
             ) newest
             group by s.conversation_id, s.user_id""",
-        ([span[0] for span in spans], [span[1] for span in spans], [span[2] for span in spans]),
+        (array_text(span[0] for span in spans), array_text(span[1] for span in spans), array_text(span[2] for span in spans)),
         binary=True,
         prepare=True,
     )
