@@ -204,7 +204,11 @@ def test_nul_is_refused_in_a_text_by_name() -> None:
 
 
 @settings(max_examples=500)
-@given(st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.timezones()))
+@given(
+    st.datetimes(timezones=st.just(UTC))
+    # Elsewhere the first day and the last may lie beyond what there is in UTC.
+    | st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.timezones())
+)
 @example(datetime(2026, 1, 5, 10, tzinfo=UTC))
 @example(datetime(2026, 1, 5, 10, 0, 0, 999_999, tzinfo=UTC))
 @example(datetime(1, 1, 2, 0, 0, 0, 1, tzinfo=UTC))

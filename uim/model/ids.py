@@ -21,5 +21,5 @@ _encode: Final = msgspec.json.Encoder().encode
 def rfc3339(at: datetime) -> str:
     """`2026-01-05T10:00:00.123Z` for any aware time."""
     # Quoted; with microseconds, if there are any.
-    text = _encode(at.astimezone(UTC)).decode()
+    text = _encode(at if at.tzinfo is UTC else at.astimezone(UTC)).decode()
     return text[1:24] + "Z" if len(text) > 24 else text[1:20] + ".000Z"
