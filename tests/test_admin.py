@@ -221,7 +221,7 @@ async def test_a_connection_is_told_with_its_user_its_outbox_and_where_its_tasks
     assert first["outbox"]["unconfirmed"] == 2
     tree = first["tree"]
     assert tree["name"] == "inbound"
-    assert {child["name"] for child in tree["children"]} == {"frames from the socket", "outbound", "heartbeat"}
+    assert {child["name"] for child in tree["children"]} == {"outbound", "heartbeat"}
     assert all(node["where"] and node["age_s"] > 0 for node in all_nodes([tree]))
     crowd = {each["name"]: each["tasks"] for each in told["waiting"]}
     assert (crowd["inbound"], crowd["outbound"]) == (2, 2)

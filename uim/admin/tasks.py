@@ -47,7 +47,6 @@ _NAMES: Final = {
     "uim.live.session.Session._outbound": "outbound",
     "uim.live.session.Session._heartbeat": "heartbeat",
     "uim.live.session.Session._catch_up": "catching up",
-    "trio_websocket._impl.WebSocketConnection._reader_task": "frames from the socket",
     "uim.api.connection._hang_up_when_cancelled": "hanging up when cancelled",
     "hypercorn.trio.task_group._handle": "request",
     "hypercorn.trio.tcp_server.TCPServer._idle_timeout": "idle deadline",

@@ -42,12 +42,12 @@ class BlockPage:
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Around:
-    """Everybody that one user blocks, and everybody that blocks them."""
+    """Everybody that one user blocks, and everybody that blocks them. Frozen sets: most are empty, and all empty ones are one."""
 
-    blocking: set[UUID]
-    blocked_by: set[UUID]
+    blocking: frozenset[UUID]
+    blocked_by: frozenset[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Blocks:
             del self._news[loading]
         self._forget_absent()
         for user_id, (blocking, blocked_by) in found.items():
-            self._known[user_id] = _Around(blocking, blocked_by)
+            self._known[user_id] = _Around(frozenset(blocking), frozenset(blocked_by))
         for change in news:
             self._apply(change)
 
@@ -157,9 +157,11 @@ class Blocks:
 
     def _apply(self, change: _Change) -> None:
         if (around := self._known.get(change.blocker_id)) is not None:
-            (around.blocking.add if change.stands else around.blocking.discard)(change.blocked_id)
+            other = {change.blocked_id}
+            around.blocking = around.blocking | other if change.stands else around.blocking - other
         if (around := self._known.get(change.blocked_id)) is not None:
-            (around.blocked_by.add if change.stands else around.blocked_by.discard)(change.blocker_id)
+            other = {change.blocker_id}
+            around.blocked_by = around.blocked_by | other if change.stands else around.blocked_by - other
 
     def _forget_absent(self) -> None:
         """Now and then, so that it costs each connection a constant: whoever is not connected here is forgotten."""

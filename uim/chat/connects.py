@@ -27,6 +27,8 @@ MOST_AT_ONCE: Final = 64
 # After a batch of so many there are many more: a moment more of them share the next.
 CROWD: Final = 4
 GATHER_S: Final = 0.01
+# A transaction that takes longer to begin has met a database that hung.
+SOON_S: Final = 0.05
 MAX_BEHIND: Final = 10_000
 
 
@@ -159,12 +161,10 @@ class Connects:
     async def _open(self, connects: Sequence[Connect]) -> list[cursors.Opened | cursors.Overtaken | UIMError]:
         advances: list[Advance] = []
         kept: Kept | None = None
-        # Before the database's own time is taken: by its clock nobody came sooner than they did, so whoever comes once an earlier
-        # connection of its device is open is never taken for the older one.
-        now = trio.current_time()
+        before = trio.current_time()
         try:
             async with self._pool.transaction() as tx:
-                found = await cursors.open_cursors(tx, [connect.opening(now) for connect in connects])
+                found = await cursors.open_cursors(tx, [connect.opening(_when_begun(before)) for connect in connects])
                 advances = await self._deliver_passed(tx, connects, found)
                 kept = await self._bus.keep_receipts(tx, advances, {})
         except BaseException:
@@ -186,3 +186,14 @@ class Connects:
             return []
         reached = await receipts.newest_between(tx, spans)
         return await receipts.advance(tx, {key: (message_id, 0) for key, message_id in reached.items()})
+
+
+def _when_begun(before: float) -> float:
+    """When the database took its own time for a transaction that has begun since `before`.
+
+    `before`, mostly: by the database's clock nobody came sooner than they did then, so whoever comes once an earlier connection of its
+    device is open is never taken for the older one. Where it hung, now: nobody came later, and one that waited for it here does not
+    replace a later one that was opened elsewhere meanwhile. At worst it is told to come again.
+    """
+    now = trio.current_time()
+    return before if now - before < SOON_S else now

@@ -205,7 +205,9 @@ class Session:
             if silent_s >= SILENCE_S:
                 self.cut(Cut.SILENT)
                 return
-            await trio.sleep(SILENCE_S - silent_s)
+            # Not sleep: a quiet connection would keep its inner frames.
+            with trio.CancelScope(deadline=self.outbox.heard_at + SILENCE_S):
+                await trio.sleep_forever()
 
     # -- beginning --------------------------------------------------------------------------------------------------------
 

@@ -95,6 +95,23 @@ class _NoChannel:
         return
 
 
+class _NoSign:
+    """In place of an event for which nobody waits."""
+
+    @staticmethod
+    def set() -> None:
+        return
+
+
+class _Events(list[wsproto.events.Event]):
+    """In place of wsproto's deque, which takes 760 bytes for the one event that it holds now and then."""
+
+    __slots__ = ()
+
+    def popleft(self) -> wsproto.events.Event:
+        return self.pop(0)
+
+
 Message = str | bytes
 Hear = Callable[[Message], Awaitable[None]]
 
@@ -122,6 +139,7 @@ class ServerSocket(WebSocketConnection):
         self._send_channel = self._recv_channel = cast(Any, _NoChannel)
         self._stream_lock = cast(Any, None)  # FrameStream has one
         self._connection_proposal = None
+        self._open_handshake = self._for_testing_peer_closed_connection = cast(Any, _NoSign)
         self._pings = _NO_PINGS
 
     async def requested(self, head: bytes) -> WebSocketRequest | None:
@@ -138,6 +156,8 @@ class ServerSocket(WebSocketConnection):
     def forget_handshake(self) -> None:
         """The upgrade is over: what parsed it, some 3 KB, is asked nothing any more."""
         self._wsproto.handshake = cast(H11Handshake, _Over)
+        if (connection := self._wsproto.connection) is not None:
+            connection._events = cast(Any, _Events(connection._events))
 
     async def read(self, hear: Hear) -> None:
         """Give each message to `hear`, the next when it has returned, until the peer has gone or is sent away.
