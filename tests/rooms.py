@@ -4,13 +4,14 @@ What the tests of conversations and history share; it has no tests of its own.""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
+import psycopg
 import trio
 
 from uim.chat.conversations import Conversations
@@ -19,7 +20,7 @@ from uim.chat.writer import Writer
 from uim.model.conversation import ConversationView
 from uim.model.message import Draft, Entry, Posted
 from uim.store import messages, people, receipts
-from uim.store.postgres import Connection, Pool
+from uim.store.postgres import Connection, Pool, Statement
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,10 @@ def roles(view: ConversationView, names: Mapping[UUID, str]) -> dict[str, str]:
     return {names[participant.user_id]: participant.role for participant in view.participants}
 
 
-async def rows_touched(tx: Connection, query: str, values: Mapping[str, Any]) -> int:
-    """How many rows the scans of this query have looked at: what it costs, on any machine."""
-    cursor = await tx.execute("explain (analyze, timing off, format json) " + query, values)
+async def rows_touched(tx: Connection, statement: Statement, values: Sequence[Any]) -> int:
+    """How many rows the scans of this statement have looked at: what it costs, on any machine."""
+    cursor = psycopg.AsyncRawCursor(tx)
+    await cursor.execute(b"explain (analyze, timing off, format json) " + statement.sql, values)
     row = await cursor.fetchone()
     assert row is not None
     touched = 0

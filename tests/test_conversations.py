@@ -531,7 +531,7 @@ async def test_a_page_of_the_list_reads_its_own_conversations_alone(rooms: Rooms
     assert len(ids) == 50
     async with rooms.pool.connection() as tx:
         # The users are a thousand too, and may be read as a whole; the seats of one of them may not, fifty times.
-        assert await rows_touched(tx, conversations._FACES, {"conversations": ids, "viewers": [ada] * 50}) < 3_000
+        assert await rows_touched(tx, conversations._FACES, [ids, [ada] * 50]) < 3_000
 
 
 class Mark(msgspec.Struct, array_like=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ import trio.testing
 
 from tests.faults.proxy import Proxy, postgres_proxy
 from uim.errors import UIMError
-from uim.store.binary import array
+from uim.store.binary import array, bigints, of_bigint, uuids
 from uim.store.postgres import CHECK_AFTER_IDLE_S, Connection, Deadlines, Pool, Statement, connect
 
 pytestmark = pytest.mark.timeout(30)
@@ -170,6 +171,23 @@ async def test_an_error_in_a_called_statement_is_its_callers_and_the_connection_
     with pytest.raises(psycopg.errors.InvalidBinaryRepresentation):
         await look.call(SUM, [SEVEN[:-1] + b"too much"])
     assert (await look.call(SUM, [SEVEN])).get_value(0, 1) == b"all"
+
+
+EVERY_TYPE = b"""select $1::bigint, $2::uuid[], $3::bigint[], null, true, 'text'::varchar(9), '\\x00ff'::bytea, 0.5::float8,
+    timestamptz '2026-01-05 10:00:00.123456+02' from generate_series(1, $1::bigint)"""
+
+
+async def test_rows_of_a_called_statement_are_read_as_those_of_a_cursor(look: Connection) -> None:
+    ids = [UUID(int=0), UUID(int=2**128 - 1)]
+    numbers = [0, 2**53 - 1, -1]
+    cursor = psycopg.AsyncRawCursor(look)
+    statement = Statement(b"every type", EVERY_TYPE)
+    for count in (3, 0, 1):
+        await cursor.execute(EVERY_TYPE, [count, ids, numbers], binary=True)
+        expected = await cursor.fetchall()
+        assert await look.rows(statement, [of_bigint(count), uuids(ids), bigints(numbers)]) == expected
+        assert len(expected) == count
+    assert expected[0][:3] == (1, ids, numbers)
 
 
 async def test_a_called_statement_without_an_answer_ends_its_connection(proxy: Proxy) -> None:

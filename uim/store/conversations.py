@@ -18,8 +18,9 @@ from uim.model.conversation import UNREAD_LIMIT, ConversationView, Participant
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339
 from uim.model.message import Entry
 from uim.store import receipts
+from uim.store.binary import uuids
 from uim.store.messages import COLUMNS
-from uim.store.postgres import Connection, array_text
+from uim.store.postgres import Connection, Statement, array_text
 from uim.store.receipts import Reads
 from uim.wire.frames import hidden_object, message_object
 
@@ -45,14 +46,16 @@ _UNREAD: Final = f"""
 
 # One row a (conversation, viewer). The open stay holds the newest entry, for a member who is in is in up to now. Seat and stay
 # are looked up one by one: joined, they may be read by user, and one with a thousand conversations would be read fifty times.
-_FACES: Final = f"""
+_FACES: Final = Statement(
+    b"conversation_faces",
+    f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
         c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number,
         exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id),
         exists (select from receipt_pauses o where o.user_id = g.user_id),
         exists (select from blocks b where b.user_id = g.user_id) or exists (select from blocks b where b.blocked_id = g.user_id),
         {COLUMNS}
-    from unnest(%(conversations)s::uuid[], %(viewers)s::uuid[]) as g (conversation_id, user_id)
+    from unnest($1::uuid[], $2::uuid[]) as g (conversation_id, user_id)
     cross join lateral (
         select seat.* from conversation_participants seat
         where seat.conversation_id = g.conversation_id and seat.user_id = g.user_id and seat.left_at is null limit 1
@@ -69,10 +72,13 @@ _FACES: Final = f"""
             and newest.message_type <> 'deletion'
         order by newest.message_id desc limit 1
     ) m on true
-    cross join lateral ({_UNREAD}) unread"""
+    cross join lateral ({_UNREAD}) unread""".encode(),
+)
 
 # What others are shown is the newest read that was told: the watermark itself counts what was read while that was hidden.
-_MEMBERS: Final = """
+_MEMBERS: Final = Statement(
+    b"conversation_members",
+    b"""
     select p.conversation_id, p.user_id, u.username, u.display_name, u.avatar_url, p.role, p.joined_at,
         p.last_delivered_message_id, p.last_read_message_id, coalesce(told.up_to, 0), u.read_receipts
     from conversation_participants p
@@ -81,8 +87,9 @@ _MEMBERS: Final = """
         select r.up_to from receipts r
         where r.conversation_id = p.conversation_id and r.user_id = p.user_id and r.kind = 'read' order by r.up_to desc limit 1
     ) told on true
-    where p.conversation_id = any(%s::uuid[]) and p.left_at is null
-    order by p.conversation_id, p.joined_at, p.user_id"""
+    where p.conversation_id = any($1::uuid[]) and p.left_at is null
+    order by p.conversation_id, p.joined_at, p.user_id""",
+)
 
 
 async def views(tx: Connection, *, user_id: UUID, conversation_ids: Sequence[UUID]) -> dict[UUID, ConversationView]:
@@ -110,25 +117,23 @@ async def unread(tx: Connection, *, user_id: UUID, conversation_ids: Sequence[UU
     return {row[0]: row[1] for row in await cursor.fetchall()}
 
 
-# The seat of a current member: of a living conversation, and not of the one of their account.
+# The seat of a current member ($2) of a conversation ($1): of a living one, and not of the one of their account.
 SEAT: Final = """
     select p.conversation_id, p.user_id from conversation_participants p
     join conversations c on c.conversation_id = p.conversation_id and c.deleted_at is null and c.type <> 'self'
-    where p.conversation_id = %(conversation_id)s and p.user_id = %(user_id)s and p.left_at is null"""
+    where p.conversation_id = $1::uuid and p.user_id = $2::uuid and p.left_at is null"""
+_SEAT: Final = Statement(b"seat", SEAT.encode())
 
 
 async def is_member(tx: Connection, *, user_id: UUID, conversation_id: UUID) -> bool:
     """Whether the conversation exists for this user: a living one of theirs, and not the one of their account."""
-    cursor = await tx.execute(SEAT, {"conversation_id": conversation_id, "user_id": user_id}, prepare=True)
-    return await cursor.fetchone() is not None
+    return bool(await tx.rows(_SEAT, (conversation_id.bytes, user_id.bytes)))
 
 
 async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], ConversationView]:
     if not pairs:
         return {}
-    columns = {"conversations": array_text(pair[0] for pair in pairs), "viewers": array_text(pair[1] for pair in pairs)}
-    cursor = await tx.execute(_FACES, columns, binary=True, prepare=True)
-    faces = await cursor.fetchall()
+    faces = await tx.rows(_FACES, (uuids(pair[0] for pair in pairs), uuids(pair[1] for pair in pairs)))
     members = await _members(tx, {face[4] for face in faces})
     blocks = await _blocks(tx, {face[0] for face in faces if face[13]})
     reads = await receipts.reads_outside_pauses(tx, [(face[4], face[0]) for face in faces if face[12]])
@@ -178,9 +183,8 @@ class _Member(msgspec.Struct, frozen=True):
 
 
 async def _members(tx: Connection, conversation_ids: Collection[UUID]) -> dict[UUID, list[_Member]]:
-    cursor = await tx.execute(_MEMBERS, (array_text(conversation_ids),), binary=True, prepare=True)
     members: dict[UUID, list[_Member]] = {}
-    for row in await cursor.fetchall():
+    for row in await tx.rows(_MEMBERS, (uuids(conversation_ids),)):
         own = Participant(row[1], row[2], row[3], row[4], row[5], rfc3339(row[6]), row[7], row[8])
         shown = own if row[9] == row[8] else msgspec.structs.replace(own, last_read_message_id=row[9])
         discreet = msgspec.structs.replace(own, last_read_message_id=None)
