@@ -14,7 +14,8 @@ from uuid import UUID
 
 from uim.model.person import Device, Profile
 from uim.store import people
-from uim.store.postgres import Connection, array_text
+from uim.store.binary import of_bigint
+from uim.store.postgres import Connection, Statement, array_text
 
 _LIVES: Final = "l.ended_at is null and l.expires_at > clock_timestamp()"
 
@@ -90,34 +91,37 @@ async def mark_used(tx: Connection, *, login_id: UUID, generation: int) -> None:
     )
 
 
+_REFRESHING: Final = Statement(
+    b"login_refreshing",
+    f"""select l.device_id, l.generation, l.refresh_key, l.refresh_hash, l.previous_hash,
+            extract(epoch from clock_timestamp() - l.generation_used_at)::float8,
+            extract(epoch from l.expires_at - clock_timestamp())::float8, {people.PROFILE}
+        from logins l join users u on u.user_id = l.user_id
+        where l.login_id = $1::uuid and {_LIVES} and u.deleted_at is null""".encode(),
+)
+
+
 async def refreshing(tx: Connection, login_id: UUID) -> RefreshRow | None:
     """A living login of a living account."""
-    cursor = await tx.execute(
-        f"""select l.device_id, l.generation, l.refresh_key, l.refresh_hash, l.previous_hash,
-                extract(epoch from clock_timestamp() - l.generation_used_at)::float8,
-                extract(epoch from l.expires_at - clock_timestamp())::float8, {people.PROFILE}
-            from logins l join users u on u.user_id = l.user_id
-            where l.login_id = %s and {_LIVES} and u.deleted_at is null""",
-        (login_id,),
-        binary=True,
-        prepare=True,
-    )
-    row = await cursor.fetchone()
-    return None if row is None else RefreshRow(people.profile(row[7:]), *row[:7])
+    rows = await tx.rows(_REFRESHING, (login_id.bytes,))
+    return RefreshRow(people.profile(rows[0][7:]), *rows[0][:7]) if rows else None
+
+
+# $1: the token's hash; $2: of the one that it follows; $3: how long it lives, in seconds; $4: the login.
+_ADVANCE: Final = Statement(
+    b"login_advance",
+    f"""update logins l set generation = generation + 1, previous_hash = refresh_hash, refresh_hash = $1::bytea,
+            generation_used_at = null, last_used_at = clock_timestamp(),
+            expires_at = clock_timestamp() + $3::bigint * interval '1 second'
+        where l.login_id = $4::uuid and l.refresh_hash = $2::bytea and {_LIVES}
+            and exists (select from users u where u.user_id = l.user_id and u.deleted_at is null)
+        returning true""".encode(),
+)
 
 
 async def advance(tx: Connection, *, login_id: UUID, present_hash: bytes, refresh_hash: bytes, life_s: int) -> bool:
     """The next generation begins, with this token; False if the present one is no longer that of `present_hash`, or lives no more."""
-    cursor = await tx.execute(
-        f"""update logins l set generation = generation + 1, previous_hash = refresh_hash, refresh_hash = %s,
-                generation_used_at = null, last_used_at = clock_timestamp(),
-                expires_at = clock_timestamp() + make_interval(secs => %s)
-            where l.login_id = %s and l.refresh_hash = %s and {_LIVES}
-                and exists (select from users u where u.user_id = l.user_id and u.deleted_at is null)""",
-        (refresh_hash, life_s, login_id, present_hash),
-        prepare=True,
-    )
-    return cursor.rowcount == 1
+    return bool(await tx.rows(_ADVANCE, (refresh_hash, present_hash, of_bigint(life_s), login_id.bytes)))
 
 
 async def living_of(tx: Connection, user_id: UUID) -> list[ListedLogin]:
