@@ -122,20 +122,35 @@ def check_metadata(metadata: Metadata | None, field: str) -> str | None:
 # -- what the server says -------------------------------------------------------------------------------------------------
 
 
-def _message(entry: Entry) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "message_id": entry.message_id,
-        "conversation_id": entry.conversation_id,
-        "seq": entry.seq,
-        "sender_id": entry.sender_id,
-        "content": entry.content,
-        "message_type": entry.message_type,
-        "created_at": rfc3339(entry.created_at),
-        "metadata": msgspec.Raw(entry.metadata.encode()) if entry.metadata else {},
-    }
-    if entry.deleted:
-        shown["deleted"] = True
-    return shown
+class _Message(msgspec.Struct, omit_defaults=True):
+    """The protocol's `message` as others see it; `deleted` stands there only where it is true."""
+
+    message_id: int
+    conversation_id: UUID
+    seq: int
+    sender_id: UUID
+    content: str
+    message_type: str
+    created_at: str
+    metadata: msgspec.Raw
+    deleted: bool = False
+
+
+_NO_METADATA: Final = msgspec.Raw(b"{}")
+
+
+def _message(entry: Entry) -> _Message:
+    return _Message(
+        entry.message_id,
+        entry.conversation_id,
+        entry.seq,
+        entry.sender_id,
+        entry.content,
+        entry.message_type,
+        rfc3339(entry.created_at),
+        msgspec.Raw(entry.metadata.encode()) if entry.metadata else _NO_METADATA,
+        entry.deleted,
+    )
 
 
 def message_object(entry: Entry, *, own: bool) -> bytes:
