@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 from uuid import UUID
 
@@ -14,9 +15,11 @@ from tests.faults import raw
 from tests.faults.conftest import Pair
 from tests.faults.raw import CLOSE, CONTINUATION, PING, TEXT, close_code
 from tests.house import Person, Server
+from tests.test_http_front import Turns
 from uim.errors import Cut
 from uim.live.pacing import ACK, EARNED_PER_S, MOST_SAVED, PRICES, REFUSED
 from uim.live.session import Session
+from uim.live.sockets import EVENTS_IN_A_TURN, FrameStream
 from uim.wire.frames import MAX_FRAME_IN_BYTES, HeartbeatPing, SyncRequest
 
 pytestmark = pytest.mark.timeout(60)
@@ -40,6 +43,29 @@ def frame(kind: str, request_id: str = "r", **payload: Any) -> bytes:
 
 
 # -- floods --------------------------------------------------------------------------------------------------------------
+
+
+async def test_pings_that_come_in_one_read_are_answered_over_several_turns(
+    server: Server, eve: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns()
+    answered: Counter[int] = Counter()
+    send_all = FrameStream.send_all
+
+    async def counted(stream: FrameStream, data: bytes | bytearray | memoryview) -> None:
+        answered[turns.number] += bytes(data).startswith(b"\x8a")
+        await send_all(stream, data)
+
+    async with raw.websocket(eve, "x") as peer:
+        await peer.until(b"SESSION_READY")
+        monkeypatch.setattr(FrameStream, "send_all", counted)
+        trio.lowlevel.add_instrument(turns)
+        try:
+            await peer.say(client_frame(PING, b"p") * 100 + client_frame(PING, b"the end"))
+            await peer.until(b"the end")
+        finally:
+            trio.lowlevel.remove_instrument(turns)
+    assert answered.total() == 101 and max(answered.values()) <= EVENTS_IN_A_TURN
 
 
 async def test_a_flood_of_pings_unread_is_read_no_further_than_its_pace(server: Server, pair: Pair, eve: Person) -> None:

@@ -25,6 +25,7 @@ from uim.live.pacing import SCRAP, SMALL_PIECE_CHARS, Pace
 from uim.wire.frames import MAX_FRAME_IN_BYTES
 
 RECEIVE_BYTES: Final = 16 * 1024
+EVENTS_IN_A_TURN: Final = 16
 # We send no PING, so whatever PONG comes is of none.
 _NO_PINGS: Final[OrderedDict[bytes, trio.Event]] = OrderedDict()
 _OVER: Final = frozenset({ConnectionState.LOCAL_CLOSING, ConnectionState.CLOSED})
@@ -183,9 +184,11 @@ class ServerSocket(WebSocketConnection):
 
     async def _take_events(self) -> bool:
         """False once nothing more is to be read."""
-        for event in self._wsproto.events():
+        for number, event in enumerate(self._wsproto.events(), start=1):
             if handler := _HANDLERS.get(type(event)):
                 await handler(self, event)
+            if not number % EVENTS_IN_A_TURN:
+                await trio.lowlevel.checkpoint()  # one read may hold thousands of PINGs, and to answer does not wait
         return self._reader_running
 
     async def _received(self) -> bytes:
