@@ -326,6 +326,7 @@ CREATE TABLE public.messages (
     CONSTRAINT messages_check CHECK (((client_message_id IS NULL) <> (server_key IS NULL))),
     CONSTRAINT messages_message_type_check CHECK (((message_type)::text = ANY ((ARRAY['text'::character varying, 'system'::character varying, 'deletion'::character varying, 'account'::character varying])::text[])))
 );
+ALTER TABLE ONLY public.messages ALTER COLUMN conversation_id SET (n_distinct=-0.1);
 
 CREATE TABLE public.participations (
     conversation_id uuid NOT NULL,
