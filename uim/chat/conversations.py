@@ -21,8 +21,8 @@ from uim.chat.writer import Writer
 from uim.errors import invalid, not_found
 from uim.model.conversation import MAX_MEMBERS, MIN_FOUNDERS, ConversationView, Removed
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339
-from uim.store import conversations, messages, people, seats
-from uim.store.conversations import Place
+from uim.store import conversations, listing, messages, people, seats
+from uim.store.listing import Place
 from uim.store.postgres import Connection, Pool
 from uim.wire.paging import cursor_of, mark_of
 
@@ -76,14 +76,11 @@ class Conversations:
         below = Place(mark.at_us, mark.message_id, mark.conversation_id) if mark is not None else None
         async with self._pool.connection() as tx:
             since = mark.since if mark is not None else _with_overlap(changed_since)
-            now, places = await conversations.listed(tx, user_id=user_id, changed_since=since, below=below, limit=limit + 1)
-            here = places[:limit]
-            ids = [place.conversation_id for place in here if not place.removed]
-            views = await conversations.views(tx, user_id=user_id, conversation_ids=ids)
-        # One that the user was put out of between the two statements is in neither: told as removed, which it is.
-        items = [views.get(place.conversation_id) or Removed(place.conversation_id) for place in here]
+            now, found = await listing.listed(tx, user_id=user_id, changed_since=since, below=below, limit=limit + 1)
+        here = found[:limit]
+        items = [each.view or Removed(each.place.conversation_id) for each in here]
         as_of = mark.as_of if mark is not None else rfc3339(now)
-        return ConversationPage(items, _next(here[-1], as_of, since) if len(places) > limit else None, as_of)
+        return ConversationPage(items, _next(here[-1].place, as_of, since) if len(found) > limit else None, as_of)
 
     # -- making -----------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ _pack_size: Final = Struct("!i").pack
 _pack_bigint: Final = Struct("!q").pack
 _unpack_bigint: Final = Struct("!q").unpack
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def array(oid: int, items: Iterable[bytes | None]) -> bytes:
@@ -59,3 +60,8 @@ def bigint(value: bytes | None) -> int | None:
 def moment(value: bytes | None) -> datetime | None:
     """A timestamptz; infinity, which no entry has, raises OverflowError."""
     return None if value is None else _EPOCH + timedelta(microseconds=_unpack_bigint(value)[0])
+
+
+def of_moment(at: datetime) -> bytes:
+    """A timestamptz; one that knows no zone raises TypeError."""
+    return _pack_bigint((at - _EPOCH) // _MICROSECOND)

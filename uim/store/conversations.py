@@ -1,14 +1,12 @@
-"""Conversations as their members see them: the list, the objects, what is unread.
+"""Conversations as their members see them: the objects, what is unread.
 
-Everything is by sets: a page of the list, or one conversation for all of its members, costs a few statements. Rule: a
+Everything is by sets: some conversations of a user, or one conversation for all of its members, cost a few statements. Rule: a
 conversation is shown only to a current member, and of its entries only those in that member's stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,19 +22,21 @@ from uim.store.postgres import Connection, Statement, array_text
 from uim.store.receipts import Reads
 from uim.wire.frames import hidden_object, message_object
 
-# Counted to the limit and no further: an unread counter that is stored is one that is wrong some day.
+# Counted to the limit and no further: an unread counter that is stored is one that is wrong some day. Whoever has hidden nothing,
+# as nearly all, is not asked for each text whether it is hidden.
 _UNREAD: Final = f"""
     select count(*)::integer as number from (
-        select from participations s
+        select from (select exists (select from hidden_messages any_of where any_of.user_id = p.user_id) as anything offset 0) hides
+        cross join participations s
         cross join lateral (
             select from messages text
             where text.conversation_id = s.conversation_id
                 and text.message_id > p.last_read_message_id and text.message_id >= s.joined_message_id
                 and text.message_id <= coalesce(s.left_message_id, {MAX_MESSAGE_ID})
                 and text.message_type = 'text' and text.sender_id <> p.user_id and text.deleted_at is null
-                and not exists (
+                and not (hides.anything and exists (
                     select from hidden_messages h where h.user_id = p.user_id and h.message_id = text.message_id
-                )
+                ))
             limit {UNREAD_LIMIT}
         ) waiting
         where s.conversation_id = p.conversation_id and s.user_id = p.user_id
@@ -44,18 +44,17 @@ _UNREAD: Final = f"""
         limit {UNREAD_LIMIT}
     ) counted"""
 
-# One row a (conversation, viewer). The open stay holds the newest entry, for a member who is in is in up to now. Seat and stay
-# are looked up one by one: joined, they may be read by user, and one with a thousand conversations would be read fifty times.
-_FACES: Final = Statement(
-    b"conversation_faces",
-    f"""
+# A conversation as one viewer sees it, of `g` (conversation_id, user_id). The open stay holds the newest entry, for a member who is in is
+# in up to now. Seat and stay are looked up one by one: joined, they may be read by user, and one with a thousand conversations would be
+# read fifty times.
+FACE: Final = f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
         c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number,
         exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id),
         exists (select from receipt_pauses o where o.user_id = g.user_id),
         exists (select from blocks b where b.user_id = g.user_id) or exists (select from blocks b where b.blocked_id = g.user_id),
         {COLUMNS}
-    from unnest($1::uuid[], $2::uuid[]) as g (conversation_id, user_id)
+    from {{g}}
     cross join lateral (
         select seat.* from conversation_participants seat
         where seat.conversation_id = g.conversation_id and seat.user_id = g.user_id and seat.left_at is null limit 1
@@ -72,8 +71,12 @@ _FACES: Final = Statement(
             and newest.message_type <> 'deletion'
         order by newest.message_id desc limit 1
     ) m on true
-    cross join lateral ({_UNREAD}) unread""".encode(),
+    cross join lateral ({_UNREAD}) unread"""
+_FACES: Final = Statement(
+    b"conversation_faces", FACE.format(g="unnest($1::uuid[], $2::uuid[]) as g (conversation_id, user_id)").encode()
 )
+# The values of a `FACE`.
+Face = tuple[Any, ...]
 
 # What others are shown is the newest read that was told: the watermark itself counts what was read while that was hidden.
 _MEMBERS: Final = Statement(
@@ -134,12 +137,15 @@ async def _views(tx: Connection, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tup
     if not pairs:
         return {}
     faces = await tx.rows(_FACES, (uuids(pair[0] for pair in pairs), uuids(pair[1] for pair in pairs)))
+    return {(face[4], face[0]): view for face, view in zip(faces, await views_with(tx, faces), strict=True)}
+
+
+async def views_with(tx: Connection, faces: Sequence[Face]) -> list[ConversationView]:
+    """The conversations with these faces, one each: as those plus their members."""
     members = await _members(tx, {face[4] for face in faces})
     blocks = await _blocks(tx, {face[0] for face in faces if face[13]})
     reads = await receipts.reads_outside_pauses(tx, [(face[4], face[0]) for face in faces if face[12]])
-    return {
-        (face[4], face[0]): _view(face, members.get(face[4], []), blocks, reads.get((face[4], face[0]))) for face in faces
-    }
+    return [_view(face, members.get(face[4], []), blocks, reads.get((face[4], face[0]))) for face in faces]
 
 
 _Blocks = frozenset[tuple[UUID, UUID]]
@@ -192,7 +198,7 @@ async def _members(tx: Connection, conversation_ids: Collection[UUID]) -> dict[U
     return members
 
 
-def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks, reads: Reads | None) -> ConversationView:
+def _view(face: Face, members: list[_Member], blocks: _Blocks, reads: Reads | None) -> ConversationView:
     viewer_id, role, last_read, viewer_shows_reads = face[:4]
     conversation_id, kind, name, created_by, created_at, updated_at, number, is_hidden = face[4:12]
     last = Entry(*face[14:]) if face[14] is not None else None
@@ -213,77 +219,3 @@ def _view(face: tuple[Any, ...], members: list[_Member], blocks: _Blocks, reads:
 
 def _last_message(last: Entry, viewer_id: UUID, is_hidden: bool) -> msgspec.Raw:
     return msgspec.Raw(hidden_object(last) if is_hidden else message_object(last, own=last.sender_id == viewer_id))
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a conversation stands in a user's list: by its last activity. `at_us` is microseconds since the epoch."""
-
-    at_us: int
-    message_id: int
-    conversation_id: UUID
-    removed: bool = False
-
-
-# Entries of one batch share their time, so the id decides next; a one-on-one without entries stands where it was made,
-# one that the user is out of where that happened.
-_PLACES: Final = """
-    select (extract(epoch from place.at) * 1000000)::bigint as at_us, place.message_id, p.conversation_id, p.left_at is not null as removed
-    from conversation_participants p
-    join conversations c on c.conversation_id = p.conversation_id and c.type <> 'self'
-    left join lateral (
-        select m.message_id, m.created_at from messages m
-        where m.conversation_id = p.conversation_id and p.left_at is null order by m.message_id desc limit 1
-    ) newest on true
-    cross join lateral (
-        select coalesce(p.left_at, newest.created_at, c.created_at) as at, coalesce(newest.message_id, 0) as message_id
-    ) place
-    where p.user_id = %(user_id)s
-        and (p.left_at is null or p.left_at > %(since)s::timestamptz)
-        and (p.hidden_up_to is null or newest.message_id > p.hidden_up_to)
-        and (%(since)s::timestamptz is null or p.left_at is not null or newest.created_at > %(since)s or c.updated_at > %(since)s
-            or p.last_read_at > %(since)s
-            or exists (
-                select from conversation_participants other join users u on u.user_id = other.user_id
-                where other.conversation_id = p.conversation_id
-                    and (other.changed_at > %(since)s or other.left_at is null and (u.updated_at > %(since)s
-                        or other.last_read_at > %(since)s and u.read_receipts
-                            and (select v.read_receipts from users v where v.user_id = %(user_id)s)
-                            and (
-                                select r.at from receipts r
-                                where r.conversation_id = other.conversation_id and r.user_id = other.user_id and r.kind = 'read'
-                                    and not receipts_paused(%(user_id)s, r.at)
-                                order by r.up_to desc limit 1
-                            ) > %(since)s))
-            ))
-        and (%(at_us)s::bigint is null or ((extract(epoch from place.at) * 1000000)::bigint, place.message_id, p.conversation_id)
-            < (%(at_us)s::bigint, %(message_id)s::bigint, %(conversation_id)s::uuid))
-    order by 1 desc, 2 desc, 3 desc
-    limit %(limit)s"""
-# The clock that stored times are taken from, read before the list is: also where the list is empty.
-_LIST: Final = f"""
-    select statement_timestamp(), listed.* from (values (1)) once left join lateral ({_PLACES}) listed on true
-    order by listed.at_us desc, listed.message_id desc, listed.conversation_id desc"""
-
-
-async def listed(
-    tx: Connection, *, user_id: UUID, changed_since: datetime | None, below: Place | None, limit: int
-) -> tuple[datetime, list[Place]]:
-    """The database's time, and the places of a user's conversations as of then, newest activity first, below a place.
-
-    With `changed_since`: only those in which something has changed after it, and those that the user has been out of since.
-    """
-    cursor = await tx.execute(
-        _LIST,
-        {
-            "user_id": user_id,
-            "since": changed_since,
-            "at_us": below.at_us if below else None,
-            "message_id": below.message_id if below else None,
-            "conversation_id": below.conversation_id if below else None,
-            "limit": limit,
-        },
-        binary=True,
-    )
-    rows = await cursor.fetchall()
-    return rows[0][0], [Place(*row[1:]) for row in rows if row[1] is not None]
