@@ -270,6 +270,35 @@ async def test_hints_without_room_keep_the_newest_about_each_thing() -> None:
     assert came == [3, 2]
 
 
+async def test_a_hint_that_finds_room_is_not_followed_by_an_older_one_that_found_none() -> None:
+    outbox = outbox_of(Session())
+    outbox.push(b"x" * (MAX_BYTES + 1))
+    data = outbox.take()
+    outbox.push(_framed(1))
+    outbox.hint("one", _framed(2))
+    outbox.written(len(data))
+    outbox.hint("one", _framed(3))
+    came: list[Any] = [*drain(outbox), *drain(outbox)]
+    assert came == [1, 3]
+
+
+async def test_updates_wait_for_one_who_catches_up_once_more_and_not_for_one_who_begins() -> None:
+    outbox = outbox_of(Session(), live=False)
+    outbox.update("name", _framed(1))
+    outbox.go_live()
+    outbox.update("name", _framed(2))
+    outbox.fall_back()
+    outbox.update("name", _framed(3))
+    outbox.update("name", _framed(4))
+    outbox.update("other name", _framed(5))
+    came: list[Any] = [*drain(outbox), *drain(outbox)]
+    assert came == [2]
+    outbox.push(_framed(6))
+    outbox.go_live()
+    came = [*drain(outbox), *drain(outbox)]
+    assert came == [6, 4, 5]
+
+
 async def test_too_many_late_receipts_cut_the_reader() -> None:
     session = Session()
     outbox = outbox_of(session)

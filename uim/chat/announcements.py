@@ -1,7 +1,7 @@
 """Conversations that changed, told live to their members as each of them sees it.
 
 The log says that a conversation changed; its object is a reading of several tables, made here, behind the tailer. Rule: what is
-told here is a hint: a device that misses it finds the same in its next SYNC_BATCH or with changed_since.
+told here is a hint: a device that was not live yet finds the same in its next SYNC_BATCH or with changed_since.
 """
 
 from __future__ import annotations
@@ -44,5 +44,4 @@ class Announcements:
                 continue  # out since the reading, and told so: this would bring the conversation back
             data = frame("CONVERSATION_UPDATE", {"conversation": view})
             for outbox in self._switchboard.of_user(user_id):
-                if outbox.live:
-                    outbox.hint(conversation_id, data)
+                outbox.update(conversation_id, data)

@@ -108,7 +108,7 @@ class CatchUp:
         outbox.push_page(data, batch.entries, batch.position)
         if since is None:
             return False
-        outbox.live = True
+        outbox.go_live()
         for entry in since:
             outbox.offer(entry)
         return True

@@ -85,6 +85,7 @@ class Outbox:
         "frames",
         "full_at",
         "gone",
+        "has_been_live",
         "heard_at",
         "is_ready",
         "live",
@@ -128,7 +129,7 @@ class Outbox:
         self.size = 0
         self.wake = trio.Event()
         self.is_ready = False
-        self.live = False
+        self.live = self.has_been_live = False
         self.closed = False
         # The connection that this one replaced here, and the sign that it does nothing more.
         self.older: Outbox | None = None
@@ -215,12 +216,27 @@ class Outbox:
         self.told_ever = max(self.told_ever, self.told)
 
     def hint(self, about: object, data: bytes) -> None:
-        """Queue what is not in the log (an updated conversation). Without room the newest about each thing is kept."""
+        """Queue what is not in the log and soon over. Without room the newest about each thing is kept."""
         if self.size <= MAX_BYTES:
+            self._late_frames.pop(about, None)  # older, and would come after this
             self.push(data)
         else:
-            self._late_frames[about] = data
-            self._check_late()
+            self._keep_late(about, data)
+
+    def update(self, about: object, data: bytes) -> None:
+        """Queue what is not in the log and stays true (an updated conversation), for one that is live.
+
+        While it catches up once more, the newest about each thing is kept: its client does not know of that, and asks for
+        nothing afterwards. At first it does.
+        """
+        if self.live:
+            self.hint(about, data)
+        elif self.has_been_live:
+            self._keep_late(about, data)
+
+    def _keep_late(self, about: object, data: bytes) -> None:
+        self._late_frames[about] = data
+        self._check_late()
 
     def receipts(self, conversation_id: UUID, status: str, receipts: list[Receipt], **more: object) -> None:
         """Queue a receipts frame. Without room intervals are merged, so that none is left out."""
@@ -236,7 +252,7 @@ class Outbox:
 
     @property
     def late(self) -> int:
-        """Receipts and updates that wait for room."""
+        """Receipts and updates that wait for room, or until it is live again."""
         return self._late_intervals + len(self._late_frames)
 
     def _check_late(self) -> None:
@@ -276,12 +292,16 @@ class Outbox:
         if self._room is not None and self.size <= MAX_BYTES:
             self._room.set()
         if self.size == 0 and (self._late_receipts or self._late_frames):
-            late, self._late_receipts, self._late_intervals = self._late_receipts, {}, 0
+            self._push_late()
+
+    def _push_late(self) -> None:
+        late, self._late_receipts, self._late_intervals = self._late_receipts, {}, 0
+        if self.live:
             frames, self._late_frames = self._late_frames, {}
             for data in frames.values():
                 self.push(data)
-            for (conversation_id, status, _), kept in late.items():
-                self.receipts(conversation_id, status, kept.receipts, **kept.more)
+        for (conversation_id, status, _), kept in late.items():
+            self.receipts(conversation_id, status, kept.receipts, **kept.more)
 
     @property
     def written_up_to(self) -> int:
@@ -344,6 +364,10 @@ class Outbox:
         if self._progressed is not None:
             self._progressed.set()
             self._progressed = None
+
+    def go_live(self) -> None:
+        """The page just queued was the last: from now on entries come as they are handed on, and what was kept meanwhile follows."""
+        self.live = self.has_been_live = True
 
     def fall_back(self) -> None:
         """From live to catching up; what is queued stays."""

@@ -119,8 +119,7 @@ class Profiles:
         data = _user_update(found[user_id])
         for other in here:
             for outbox in self._switchboard.of_user(other):
-                if outbox.live:
-                    outbox.hint(("user", user_id), data)
+                outbox.update(("user", user_id), data)
 
 
 def _user_update(user: User) -> bytes:

@@ -229,8 +229,7 @@ class Tailer:
         for user_id in membership.audience(entry.message_id):
             if not membership.is_member(user_id):
                 for outbox in self._switchboard.of_user(user_id):
-                    if outbox.live:
-                        outbox.hint(entry.conversation_id, gone)
+                    outbox.update(entry.conversation_id, gone)
         self._on_changed(entry.conversation_id)
 
     async def _read_on(self) -> None:
