@@ -80,7 +80,7 @@ def _outbox(box: Outbox) -> list[tuple[str, int, int]]:
         ("bytes in an outbox", box.size, bytes_most),
         ("unconfirmed entries", len(box.unconfirmed), most),
         ("unconfirmed entries of before a resend", len(box._earlier or ()), 2 * most),
-        ("late receipts", box._late_intervals, outbox.MAX_LATE + 1),
+        ("late receipts", box._late.intervals if box._late else 0, outbox.MAX_LATE + 1),
     ]
 
 

@@ -142,6 +142,9 @@ class Onlookers:
         was_passed_over = self._answering.pop(outbox, False)
         if state is not None:
             self._own_told[outbox] = msgspec.json.encode(state)
+            # What waits, chosen elsewhere, is older: nothing was put there since the answer was begun.
+            self._own_waits.discard(outbox)
+            self._waiting.withdraw(outbox, outbox.user_id)
         if was_passed_over:
             # Perhaps by what another device did in the same moment: looked at again, and told if it differs.
             self.changed(outbox.user_id, Change(is_online=True, chosen=True))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 import trio
 
+from uim.chat.late import Late, Receipt
 from uim.errors import Cut
 from uim.model.message import Entry
 from uim.wire.frames import frame, message_receive
@@ -30,28 +30,9 @@ MAX_LATE: Final = 5_000
 # Of each connection the times of its last writes and confirmations: some 7 KB for a busy one.
 KEPT_TIMES: Final = 32
 
-Receipt = dict[str, Any]
 # (id, conversation or None for a page's own end, somebody else's entry)
 Owed = tuple[int, UUID | None, bool]
 Time = TypeVar("Time")
-
-
-@dataclass(slots=True)
-class _Late:
-    """Receipts of one user in one conversation that found no room: intervals that touch are one."""
-
-    receipts: list[Receipt]
-    more: dict[str, Any]
-
-    def add(self, receipt: Receipt, more: dict[str, Any]) -> int:
-        """Keep it. Returns by how many intervals this has grown."""
-        self.more = more
-        last = self.receipts[-1] if self.receipts else None
-        if last is not None and last["after"] <= receipt["after"] <= last["message_id"]:
-            last.update(message_id=max(last["message_id"], receipt["message_id"]), at=receipt["at"])
-            return 0
-        self.receipts.append(dict(receipt))
-        return 1
 
 
 class Outbox:
@@ -63,9 +44,7 @@ class Outbox:
 
     __slots__ = (
         "_earlier",
-        "_late_frames",
-        "_late_intervals",
-        "_late_receipts",
+        "_late",
         "_leaving",
         "_left",
         "_owed",
@@ -152,9 +131,7 @@ class Outbox:
         self._owed = self._leaving = self._left = 0
         self._room: trio.Event | None = None
         self._progressed: trio.Event | None = None
-        self._late_receipts: dict[tuple[UUID, str, UUID], _Late] = {}
-        self._late_intervals = 0
-        self._late_frames: dict[object, bytes] = {}
+        self._late: Late | None = None
         # For uim trace: where this connection began; (after, up to, when) of writes that had entries; what was confirmed when.
         self.began = self._taking = self._written = 0
         self.writes: list[tuple[int, int, float]] = []
@@ -218,7 +195,8 @@ class Outbox:
     def hint(self, about: object, data: bytes) -> None:
         """Queue what is not in the log and soon over. Without room the newest about each thing is kept."""
         if self.size <= MAX_BYTES:
-            self._late_frames.pop(about, None)  # older, and would come after this
+            if self._late is not None:
+                self._late.forget(about)  # older, and would come after this
             self.push(data)
         else:
             self._keep_late(about, data)
@@ -235,7 +213,9 @@ class Outbox:
             self._keep_late(about, data)
 
     def _keep_late(self, about: object, data: bytes) -> None:
-        self._late_frames[about] = data
+        if self._late is None:
+            self._late = Late()
+        self._late.keep(about, data)
         self._check_late()
 
     def receipts(self, conversation_id: UUID, status: str, receipts: list[Receipt], **more: object) -> None:
@@ -245,15 +225,15 @@ class Outbox:
         if self.size <= MAX_BYTES:
             self.push(frame("MESSAGE_ACK", {"status": status, "conversation_id": conversation_id, "receipts": receipts, **more}))
             return
-        for receipt in receipts:
-            late = self._late_receipts.setdefault((conversation_id, status, receipt["user_id"]), _Late([], {}))
-            self._late_intervals += late.add(receipt, more)
+        if self._late is None:
+            self._late = Late()
+        self._late.keep_receipts(conversation_id, status, receipts, more)
         self._check_late()
 
     @property
     def late(self) -> int:
         """Receipts and updates that wait for room, or until it is live again."""
-        return self._late_intervals + len(self._late_frames)
+        return len(self._late) if self._late is not None else 0
 
     def _check_late(self) -> None:
         if self.late > MAX_LATE:
@@ -291,17 +271,16 @@ class Outbox:
             self._written = self._taking
         if self._room is not None and self.size <= MAX_BYTES:
             self._room.set()
-        if self.size == 0 and (self._late_receipts or self._late_frames):
-            self._push_late()
+        if self.size == 0 and self._late is not None:
+            self._push_late(self._late)
 
-    def _push_late(self) -> None:
-        late, self._late_receipts, self._late_intervals = self._late_receipts, {}, 0
+    def _push_late(self, late: Late) -> None:
         if self.live:
-            frames, self._late_frames = self._late_frames, {}
-            for data in frames.values():
+            self._late = None
+            for data in late.take():
                 self.push(data)
-        for (conversation_id, status, _), kept in late.items():
-            self.receipts(conversation_id, status, kept.receipts, **kept.more)
+        for conversation_id, status, merged in late.take_receipts():
+            self.receipts(conversation_id, status, merged.receipts, **merged.more)
 
     @property
     def written_up_to(self) -> int:

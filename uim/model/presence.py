@@ -145,6 +145,14 @@ class Waiting(Generic[Receiver, Told]):
         due.afresh = True
         due.states.clear()
 
+    def withdraw(self, receiver: Receiver, user_id: UUID) -> None:
+        """The receiver knows of that person by another way."""
+        due = self._due.get(receiver)
+        if due is not None:
+            due.states.pop(user_id, None)
+            if not due.states and not due.afresh:
+                del self._due[receiver]
+
     def forget(self, receiver: Receiver) -> None:
         self._due.pop(receiver, None)
         self._resting.pop(receiver, None)
