@@ -168,18 +168,19 @@ async def _blocks(tx: Connection, viewers: Collection[UUID]) -> _Blocks:
 
 # There may be hundreds on a page: a Struct is made in a seventh of the time of a frozen dataclass.
 class _Member(msgspec.Struct, frozen=True):
-    """A participant as shown to themselves, to whoever may know what they have read, and to whoever may not."""
+    """A participant as shown to themselves, and to whoever may know what they have read."""
 
     shows_reads: bool
     own: Participant
     open: Participant
-    discreet: Participant
 
     def seen(self, viewer_id: UUID, viewer_shows_reads: bool, blocks: _Blocks, reads: Reads | None) -> Participant:
         """`reads`: up to where reads are told to this viewer, where that is not as far as to others."""
         if viewer_id == self.own.user_id:
             return self.own
-        shown = self.open if viewer_shows_reads and self.shows_reads else self.discreet
+        shown = self.open
+        if not (viewer_shows_reads and self.shows_reads):
+            shown = msgspec.structs.replace(shown, last_read_message_id=None)
         if reads is not None and shown is self.open:
             shown = msgspec.structs.replace(shown, last_read_message_id=reads.get(shown.user_id, 0))
         if blocks and (viewer_id, shown.user_id) in blocks:
@@ -193,8 +194,7 @@ async def _members(tx: Connection, conversation_ids: Collection[UUID]) -> dict[U
     for row in await tx.rows(_MEMBERS, (uuids(conversation_ids),)):
         own = Participant(row[1], row[2], row[3], row[4], row[5], rfc3339(row[6]), row[7], row[8])
         shown = own if row[9] == row[8] else msgspec.structs.replace(own, last_read_message_id=row[9])
-        discreet = msgspec.structs.replace(own, last_read_message_id=None)
-        members.setdefault(row[0], []).append(_Member(row[10], own, shown, discreet))
+        members.setdefault(row[0], []).append(_Member(row[10], own, shown))
     return members
 
 

@@ -7,10 +7,11 @@ user is in now; one of changes also what they have been out of since, of which i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
+
+import msgspec
 
 from uim.model.conversation import ConversationView
 from uim.store import conversations
@@ -19,8 +20,7 @@ from uim.store.conversations import FACE
 from uim.store.postgres import Connection, Statement
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a conversation stands in a user's list: by its last activity. `at_us` is microseconds since the epoch."""
 
     at_us: int
@@ -28,8 +28,7 @@ class Place:
     conversation_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """A conversation in its place; without a view where the user is out of it."""
 
     place: Place
@@ -95,9 +94,9 @@ async def listed(
         rows = await tx.rows(_ALL, where)
     else:
         rows = await tx.rows(_CHANGES, [*where, of_moment(changed_since)])
-    views = await conversations.views_with(tx, [row[4:] for row in rows if row[4] is not None])
-    by_id = {view.conversation_id: view for view in views}
-    return rows[0][0], [Listed(Place(*row[1:4]), by_id.get(row[3])) for row in rows if row[1] is not None]
+    views = iter(await conversations.views_with(tx, [row[4:] for row in rows if row[4] is not None]))
+    found = [Listed(Place(*row[1:4]), next(views) if row[4] is not None else None) for row in rows if row[1] is not None]
+    return rows[0][0], found
 
 
 def _parameters(below: Place | None) -> Sequence[bytes | None]:
