@@ -40,7 +40,7 @@ def run(target: Target, parameters: Parameters) -> Result:
     """Without a server of its own it is not restarted."""
     raise_open_files()
     _, everybody = visitors(target, parameters.connections)
-    talks = _talks(target, everybody, min(parameters.talkers, len(everybody) // 2))
+    talks = _talks(target, everybody, parameters.talkers)
     visits = Visits(target.websocket_url, at_once=len(everybody))
     result = Result("w6", asdict(parameters), {})
     storm = _Storm(visits, everybody, talks)
@@ -66,14 +66,17 @@ def run(target: Target, parameters: Parameters) -> Result:
     return result
 
 
-def _talks(target: Target, everybody: list[Visitor], pairs: int) -> list[tuple[Visitor, Visitor, Talk]]:
-    """Pairs of two users each, from both ends of the crowd."""
+def _talks(target: Target, everybody: list[Visitor], most: int) -> list[tuple[Visitor, Visitor, Talk]]:
+    """Pairs of two users each, from both ends of the crowd, nobody in two: of each user's devices the first talks or hears."""
+    firsts: dict[str, Visitor] = {}
+    for device in everybody:
+        firsts.setdefault(device.user_id, device)
+    people_here = list(firsts.values())
     talks = []
-    for number in range(pairs):
-        one, other = everybody[number], everybody[-1 - number]
-        if one.user_id != other.user_id:
-            member, friend = Member(one.user_id, one.token), Member(other.user_id, other.token)
-            talks.append((one, other, Talk(people.make_pair(target.url, member, friend))))
+    for number in range(min(most, len(people_here) // 2)):
+        one, other = people_here[number], people_here[-1 - number]
+        member, friend = Member(one.user_id, one.token), Member(other.user_id, other.token)
+        talks.append((one, other, Talk(people.make_pair(target.url, member, friend))))
     return talks
 
 

@@ -146,6 +146,14 @@ def test_all_come_back_after_a_restart_and_have_everything(database_url: str, re
     assert told["texts"] == 6
 
 
+async def test_people_with_several_devices_each_come_back_and_each_pair_hears_its_own_texts(database_url: str, redis_url: str) -> None:
+    async with serving(settings_for(database_url, redis_url)) as server:
+        parameters = reconnect.Parameters(connections=15, rounds=2, talkers=3)
+        told = await trio.to_thread.run_sync(reconnect.run, Target(server.url), parameters)
+    # Three people have fifteen devices: one pair, and two texts of it.
+    assert told.figures["texts"] == 2
+
+
 # -- a town, and what it holds --------------------------------------------------------------------------------------------
 
 
