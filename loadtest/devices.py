@@ -57,7 +57,8 @@ class Listener:
     """A device that takes what comes and confirms once per 100 entries or 250 ms.
 
     `arrived`: message ids of texts in the order in which they came; what is not above the newest counts in `repeats`.
-    `latencies_ns`: from send to arrival, of live texts, while `is_measured`.
+    `latencies_ns`: from send to arrival, while `is_measured`: of texts in pages too, for whom the server cannot keep up with it
+    serves from its cursor, and those are the late ones.
     """
 
     def __init__(self) -> None:
@@ -80,13 +81,11 @@ class Listener:
         """One frame; what it brings counts as unconfirmed."""
         said = frame.payload
         if frame.type == "MESSAGE_RECEIVE":
-            is_new = self._store(said.message_id, said.message_type)
-            if is_new and self.is_measured and said.message_type == "text":
-                self.time(said.message_id, now_ns - int(said.content[:TIME_DIGITS]))
+            self._store(said, now_ns)
             self._owes(said.message_id, 1, now_ns)
         elif frame.type == "SYNC_BATCH":
             for entry in said.messages:
-                self._store(entry.message_id, entry.message_type)
+                self._store(entry, now_ns)
             self.is_live = not said.has_more
             # At once: the server waits for it before it sends the fifth page.
             self._owes(said.next_sync_id, CONFIRM_ENTRIES, now_ns)
@@ -100,15 +99,15 @@ class Listener:
     def tick(self, now_ns: int) -> bytes:
         return self._confirm() if self._unconfirmed and now_ns - self._oldest_ns >= CONFIRM_AFTER_NS else b""
 
-    def _store(self, message_id: int, message_type: str) -> bool:
-        """Whether it is new."""
-        if message_id <= self._newest:
+    def _store(self, entry: _Entry | _Payload, now_ns: int) -> None:
+        if entry.message_id <= self._newest:
             self.repeats += 1
-            return False
-        self._newest = message_id
-        if message_type == "text":
-            self.arrived.append(message_id)
-        return True
+            return
+        self._newest = entry.message_id
+        if entry.message_type == "text":
+            self.arrived.append(entry.message_id)
+            if self.is_measured:
+                self.time(entry.message_id, now_ns - int(entry.content[:TIME_DIGITS]))
 
     def _owes(self, message_id: int, entries: int, now_ns: int) -> None:
         if not self._unconfirmed:

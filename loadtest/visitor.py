@@ -21,6 +21,7 @@ PING: Final = masked_text(b'{"type":"HEARTBEAT_PING","payload":{}}')
 class _Entry(msgspec.Struct):
     message_id: int
     message_type: str
+    content: str = ""
 
 
 class _Payload(msgspec.Struct):
@@ -71,7 +72,7 @@ class Visitor:
 
     `source`: the address that it comes from, "" for whichever. `arrived`: texts in the order in which they came, own ones only
     where another connection had sent them; `repeats`: those not above the newest. `acknowledged`: its own, as acked. `arrivals_ns`,
-    `acks_ns`: from when a text was due, of what came live, while `is_measured`.
+    `acks_ns`: from when a text was due, while `is_measured`; not of what it had missed while it was away.
     """
 
     __slots__ = (
@@ -133,7 +134,7 @@ class Visitor:
             if frame.type == "MESSAGE_RECEIVE":
                 self._receive(frame.payload, now_ns)
             elif frame.type == "SYNC_BATCH":
-                said += self._take_page(frame.payload)
+                said += self._take_page(frame.payload, now_ns)
             elif frame.type == "MESSAGE_ACK":
                 self._take_ack(frame.payload, now_ns)
             elif frame.type == "ERROR":
@@ -151,13 +152,13 @@ class Visitor:
         self.unconfirmed = 0
 
     def _receive(self, said: _Payload, now_ns: int) -> None:
-        if self._store(said.message_id, said.message_type) and self.is_measured and said.message_type == "text":
-            self.arrivals_ns.append(now_ns - int(said.content[:TIME_DIGITS]))
+        self._store(said, now_ns, is_timed=self.is_measured)
         self.unconfirmed += 1
 
-    def _take_page(self, said: _Payload) -> bytes:
+    def _take_page(self, said: _Payload, now_ns: int) -> bytes:
+        # Once it has come, pages bring what the server could not deliver live: the late ones.
         for entry in said.messages:
-            self._store(entry.message_id, entry.message_type)
+            self._store(entry, now_ns, is_timed=self.is_measured and self.has_come)
         self.position = max(self.position, said.next_sync_id)
         self.is_live = not said.has_more
         # At once: the server waits for it before it sends the fifth page.
@@ -179,12 +180,12 @@ class Visitor:
         if self.is_measured and not done.is_repeated:
             self.acks_ns.append(now_ns - done.since_ns)
 
-    def _store(self, message_id: int, message_type: str) -> bool:
-        """Whether it is new."""
-        if message_id <= self.position:
+    def _store(self, entry: _Entry | _Payload, now_ns: int, *, is_timed: bool) -> None:
+        if entry.message_id <= self.position:
             self.repeats += 1
-            return False
-        self.position = message_id
-        if message_type == "text":
-            self.arrived.append(message_id)
-        return True
+            return
+        self.position = entry.message_id
+        if entry.message_type == "text":
+            self.arrived.append(entry.message_id)
+            if is_timed:
+                self.arrivals_ns.append(now_ns - int(entry.content[:TIME_DIGITS]))

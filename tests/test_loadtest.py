@@ -23,7 +23,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 from loadtest import __main__ as commands
 from loadtest import append, director, frames, group, pairs, promises, result, specification, verification
 from loadtest.crew import Lasts, Metronome
-from loadtest.devices import Talker
+from loadtest.devices import Listener, Talker
 from loadtest.latencies import Latencies
 from loadtest.people import Member
 from loadtest.plan import Heard, Party, Plan
@@ -207,6 +207,18 @@ def test_a_text_counts_when_it_has_come_to_the_last_member() -> None:
     for message_id, took_ns in ((1, 10), (2, 5), (1, 30), (2, 7)):
         lasts.note(message_id, took_ns)
     assert list(lasts.times_ns) == [30, 7]
+
+
+def test_what_comes_in_a_page_because_the_server_was_held_up_is_timed_too() -> None:
+    listener = Listener()
+    entry = f'{{"message_id":%d,"message_type":"text","content":"{100:020d}xx"}}'
+    page = '{"type":"SYNC_BATCH","payload":{"messages":[%s],"next_sync_id":%d,"has_more":false}}'
+    listener.take([(page % (entry % 1, 1)).encode()], 500)
+    listener.is_measured = True
+    live = '{"type":"MESSAGE_RECEIVE","payload":%s}' % (entry % 2)
+    listener.take([live.encode(), (page % (f"{entry % 2},{entry % 3}", 3)).encode()], 900)
+    assert list(listener.latencies_ns) == [800, 800]
+    assert (list(listener.arrived), listener.repeats) == ([1, 2, 3], 1)
 
 
 URLS = ["ws://one/ws", "ws://two/ws"]

@@ -56,6 +56,22 @@ def test_a_visitor_counts_what_comes_twice_and_keeps_it_once() -> None:
     assert visitor.repeats == 1
 
 
+def test_a_visitor_times_what_came_late_in_a_page_and_not_what_it_missed_while_away() -> None:
+    def page(message_id: int) -> bytes:
+        entry = f'{{"message_id":{message_id},"message_type":"text","content":"{100:020d}"}}'
+        return f'{{"type":"SYNC_BATCH","payload":{{"messages":[{entry}],"next_sync_id":{message_id},"has_more":false}}}}'.encode()
+
+    visitor = Visitor("u", "t", "load")
+    visitor.is_measured = True
+    visitor.take([page(1)], 500)
+    assert list(visitor.arrivals_ns) == []
+    visitor.take([page(2)], 700)
+    assert list(visitor.arrivals_ns) == [600]
+    visitor.leave()
+    visitor.take([page(3)], 900)
+    assert list(visitor.arrivals_ns) == [600]
+
+
 def _answering(*answers: bytes) -> socket.socket:
     """A server that gives each connection the next of these answers to its head, and keeps it open."""
     listening = socket.create_server(("127.0.0.1", 0))
