@@ -105,7 +105,8 @@ def settle(environment: Environment, **_: Any) -> None:
     gevent.joinall(settling)
     ledger = environment.uim.ledger
     late = [told.value for told in settling if told.value is not None]
-    faults = late + ledger.faults(device.account.user_id for device in devices)
+    nobody = [] if devices or isinstance(environment.runner, WorkerRunner) else ["nobody signed in: nothing was looked at"]
+    faults = nobody + late + ledger.faults(device.account.user_id for device in devices)
     for fault in faults:
         environment.process_exit_code = 1
         report(environment, "promise", 0.0, 0, fault)

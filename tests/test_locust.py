@@ -62,6 +62,15 @@ async def test_who_was_made_by_an_earlier_run_signs_in_again(database_url: str, 
     assert "/api/auth/register" not in others
 
 
+async def test_a_run_in_which_nobody_signs_in_is_no_success(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--users", "1", "--run-time", "1s"]
+    with trio.fail_after(50):
+        # Without --host Locust itself stops each user before its first request, and finds nothing failed.
+        ran = await trio.run_process(command, cwd=ROOT, capture_stdout=True, stderr=subprocess.STDOUT, check=False)
+    assert ran.returncode == 1
+    assert "nobody signed in" in ran.stdout.decode()
+
+
 # -- a promise that is broken ---------------------------------------------------------------------------------------------
 
 
