@@ -6,6 +6,7 @@ promise broken exits with 1.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -33,10 +35,33 @@ Command = Callable[..., None]
 WRITTEN: Final = click.Path(dir_okay=False, path_type=Path)
 READ: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 HERE: Final = Path(__file__).parent
-URL: Final = click.Option(["--url"], help="A server that runs already, its limits off; else one is started.")
+
+
+def _server_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    """http(s)://host[:port], or the wrong server would be measured: what has no host is looked for on this machine."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_known = False
+    if not is_known or parts.path.strip("/") or parts.query:
+        raise click.BadParameter(f"{url!r} is not http://HOST[:PORT] or https://HOST[:PORT]")
+    return url
+
+
+def _writable(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
+    """Before a run, which may take hours."""
+    if file is not None and not (file.parent.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)):
+        raise click.BadParameter(f"{file} cannot be written")
+    return file
+
+
+URL: Final = click.Option(["--url"], callback=_server_url, help="A server that runs already, its limits off; else one is started.")
 DATABASE_URL: Final = click.Option(["--database-url"], help="The PostgreSQL of that server; else sync tells what is stored.")
-JSON: Final = click.Option(["--json", "json_file"], type=WRITTEN, help="Write the result there, with its histograms.")
-PLOT: Final = click.Option(["--plot", "plot_file"], type=WRITTEN, help="Draw it there: FILE.png, FILE.svg, FILE.pdf.")
+JSON: Final = click.Option(["--json", "json_file"], type=WRITTEN, callback=_writable, help="Write the result there, with its histograms.")
+PLOT: Final = click.Option(["--plot", "plot_file"], type=WRITTEN, callback=_writable, help="Draw it there: FILE.png, FILE.svg, FILE.pdf.")
 
 
 def _options(*names: str) -> Callable[[Command], Command]:
@@ -45,7 +70,7 @@ def _options(*names: str) -> Callable[[Command], Command]:
         "window": click.option("--window", type=click.IntRange(1, 64), default=4, show_default=True, help="Open sends of each."),
         "seconds": click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True),
         "text-bytes": click.option("--text-bytes", type=click.IntRange(20, 10_000), default=200, show_default=True),
-        "json": click.option("--json", "json_file", type=WRITTEN, help="Write the figures there too."),
+        "json": click.option("--json", "json_file", type=WRITTEN, callback=_writable, help="Write the figures there too."),
     }
 
     def add(command: Command) -> Command:
@@ -66,6 +91,8 @@ def _command(workload: Workload[Any]) -> click.Command:
         url: str | None, database_url: str | None, json_file: Path | None, plot_file: Path | None, ceilings: bool, processes: int,
         **parameters: Any
     ) -> None:
+        if url is not None and processes > 1:
+            raise click.UsageError("--processes is of a server that is started here, not of one that runs already")
         chosen = replace(workload.full, **parameters)
         found = Report(machine(url), [])
         found.results.append(run(workload, chosen, Place(url, database_url, processes), with_ceilings=ceilings))
@@ -155,7 +182,7 @@ def compare(first: Path, second: Path) -> None:
 
 @main.command("plot", help="Draw a file of results: FILE.png, FILE.svg or FILE.pdf.")
 @click.argument("results", type=READ)
-@click.argument("plot_file", type=WRITTEN, metavar="FILE")
+@click.argument("plot_file", type=WRITTEN, callback=_writable, metavar="FILE")
 def plot_command(results: Path, plot_file: Path) -> None:
     _report(results)
     _draw(results, plot_file)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import statistics
 from array import array
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
-
-import click
 
 from loadtest import people
 from loadtest.crowd import gather, visitor
 from loadtest.latencies import Latencies, count_us
-from loadtest.parameters import option
+from loadtest.parameters import option, whole_numbers
 from loadtest.progress import bar
 from loadtest.result import Result
 from loadtest.target import Broken, Target
@@ -33,14 +30,14 @@ LEAST_PER_S: Final = 200.0
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    missed: str = option("1000,100000", "How many messages were missed, one number after the other.")
+    missed: str = option("1000,100000", "How many messages were missed, one number after the other.", least=1, is_list=True)
     rounds: int = option(5, "Times that the device comes for each number; the median counts.", least=1)
     text_bytes: int = option(200, "Size of each text.", least=20, most=10_000)
 
 
 def run(target: Target, parameters: Parameters) -> Result:
     """Figures of each number by its name: missed_1000_live_ms, missed_1000_per_s."""
-    numbers = _read(parameters.missed)
+    numbers = sorted(whole_numbers(parameters.missed))
     crowd = gather(target, 2)
     talker, away = (visitor(target, member, number) for number, member in enumerate(crowd.members))
     talk = Talk(people.make_pair(target.url, *crowd.members))
@@ -63,13 +60,6 @@ def run(target: Target, parameters: Parameters) -> Result:
     finally:
         visits.close()
     return whole
-
-
-def _read(missed: str) -> Sequence[int]:
-    try:
-        return sorted(int(number) for number in missed.split(","))
-    except ValueError:
-        raise click.UsageError(f"missed is whole numbers with commas between them, not {missed}") from None
 
 
 def _come(visits: Visits, who: Visitor) -> None:

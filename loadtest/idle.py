@@ -11,11 +11,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Final
 
-import click
-
 from loadtest.crowd import visitors
 from loadtest.latencies import Latencies, count_us
-from loadtest.parameters import option
+from loadtest.parameters import option, whole_numbers
 from loadtest.progress import bar
 from loadtest.result import Result
 from loadtest.target import Broken, Missing, Target
@@ -33,7 +31,7 @@ GONE_WITHIN_S: Final = 60.0
 @dataclass(frozen=True, slots=True)
 class Parameters:
     connections: int = option(10_000, "Connections in the end.", least=1)
-    steps: str = option("1000,5000", "Smaller numbers that are measured before.")
+    steps: str = option("1000,5000", "Smaller numbers that are measured before.", least=0, is_list=True)
     idle_s: float = option(20.0, "How long they are idle each time.", least=0.1)
     at_once: int = option(200, "Connections that may be opening at the same time.", least=1)
 
@@ -42,7 +40,7 @@ def run(target: Target, parameters: Parameters) -> Result:
     """Figures of each number by its name: at_1000_live_s, and so on. Without a process here to look at only the times."""
     if parameters.connections > raise_open_files() - OTHER_FILES:
         raise Missing(f"{parameters.connections} connections need more open files than one process may have here")
-    steps = [*(step for step in _read(parameters.steps) if step < parameters.connections), parameters.connections]
+    steps = [*(step for step in sorted(whole_numbers(parameters.steps)) if step < parameters.connections), parameters.connections]
     _, everybody = visitors(target, parameters.connections)
     visits = Visits(target.websocket_url, at_once=parameters.at_once)
     try:
@@ -70,13 +68,6 @@ class _Empty:
 
     memory_kb: int | None
     share: float | None
-
-
-def _read(steps: str) -> list[int]:
-    try:
-        return sorted(int(step) for step in steps.split(",") if step)
-    except ValueError:
-        raise click.UsageError(f"steps are whole numbers with commas between them, not {steps}") from None
 
 
 def _measured(target: Target, visits: Visits, everybody: list[Visitor], idle_s: float, empty: _Empty) -> dict[str, float]:

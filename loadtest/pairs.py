@@ -6,14 +6,11 @@ counts from then, whenever it was sent. Rule: people are new in each part of a r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import click
 
 from loadtest import people
 from loadtest.director import perform
-from loadtest.parameters import option
+from loadtest.parameters import option, whole_numbers
 from loadtest.plan import Party, Plan
 from loadtest.result import Result
 from loadtest.target import Target
@@ -30,7 +27,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class PacedParameters:
-    rates: str = option("100,200,1000", "Texts a second of all pairs together, one rate after the other.")
+    rates: str = option("100,200,1000", "Texts a second of all pairs together, one rate after the other.", least=1, is_list=True)
     pairs: int = option(50, "Pairs of users.", least=1)
     seconds: float = option(20.0, "How long is measured, at each rate.", least=0.1)
     text_bytes: int = option(200, "Size of each text.", least=20, most=10_000)
@@ -45,18 +42,11 @@ def run(target: Target, parameters: Parameters) -> Result:
 def run_paced(target: Target, parameters: PacedParameters) -> Result:
     """Figures of each rate by its name: at_100_p50_ms, and so on. The timeline tells one rate after the other."""
     whole = Result("w2", asdict(parameters), {})
-    for rate in _read(parameters.rates):
+    for rate in whole_numbers(parameters.rates):
         plan = Plan(f"w2-{rate}", parameters.seconds, parameters.text_bytes, texts_per_s=rate)
         part = perform("w2", target, _pairs(target, parameters.pairs), plan, parameters)
         _append(whole, part, rate)
     return whole
-
-
-def _read(rates: str) -> Sequence[int]:
-    try:
-        return [int(rate) for rate in rates.split(",")]
-    except ValueError:
-        raise click.UsageError(f"rates are whole numbers with commas between them, not {rates}") from None
 
 
 def _append(whole: Result, part: Result, rate: int) -> None:

@@ -305,6 +305,33 @@ def test_two_files_stand_side_by_side_and_other_work_is_told(tmp_path: Path) -> 
     assert "NOT THE SAME WORK" in ran.output
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (["w1", "--url", "127.0.0.1:8080"], "is not http://HOST"),
+        (["w1", "--url", "ws://127.0.0.1:8080"], "is not http://HOST"),
+        (["w1", "--url", "http://127.0.0.1:99999"], "is not http://HOST"),
+        (["w1", "--url", "http://127.0.0.1:8080/api"], "is not http://HOST"),
+        (["all", "--url", "http://"], "is not http://HOST"),
+        (["w1", "--url", "http://nowhere", "--processes", "2"], "--processes"),
+        (["w1", "--seconds", "nan"], "no finite number"),
+        (["w2", "--rates", "100,-5"], "above 0"),
+        (["w2", "--rates", ""], "above 0"),
+        (["w5", "--missed", "many"], "above 0"),
+        (["w4", "--steps", "0"], "above 0"),
+        (["w1", "--json", "/nowhere/told.json"], "cannot be written"),
+        (["soak", "--plot", "/nowhere/told.png"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_started(
+    asked: list[str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "run", lambda *_args, **_more: pytest.fail("it was started"))
+    ran = CliRunner().invoke(commands.main, asked)
+    assert ran.exit_code == 2, ran.output
+    assert why in ran.output
+
+
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_results_are_drawn(ending: str, tmp_path: Path) -> None:
     file, drawn = tmp_path / "one.json", tmp_path / f"one.{ending}"
