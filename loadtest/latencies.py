@@ -6,10 +6,12 @@ being measured: nanoseconds are put in an array as they come, and counted once a
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final, Self
 
+from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
 from hdrh.histogram import HdrHistogram
 
 # From a microsecond to an hour, three significant digits.
@@ -34,9 +36,12 @@ class Latencies:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """What `encode` gave, from this or any other HDR histogram library."""
+        """What `encode` gave, from this or any other HDR histogram library. Raises ValueError for what is no histogram."""
         made = cls()
-        made._histogram.decode_and_add(text.encode("ascii"))
+        try:
+            made._histogram.decode_and_add(text.encode("ascii"))
+        except (AttributeError, TypeError, zlib.error, HdrCookieException, HdrLengthException, HdrHistogramSettingsException) as why:
+            raise ValueError(f"a damaged histogram: {why}") from why
         return made
 
     def encode(self) -> str:

@@ -53,7 +53,10 @@ class Api:
         text = answer.read()
         if answer.status >= 300:
             raise Refused(f"{method} {path}: {answer.status} {text.decode(errors='replace')}")
-        return json.loads(text) if text else None
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            raise Refused(f"{method} {path}: {answer.status}, and no JSON: {text[:100]!r}") from None
 
 
 def register(url: str, count: int) -> list[Member]:

@@ -118,5 +118,5 @@ def _scale(axes: Axes, what: str) -> None:
 if __name__ == "__main__":
     try:
         draw(read(Path(sys.argv[1])).results, Path(sys.argv[2]))
-    except ValueError as why:
+    except (ValueError, OSError) as why:
         sys.exit(f"no plot: {why}")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Final
 
 import click
+import psycopg
 
 from loadtest import ceilings
 from loadtest.frames import Torn
@@ -26,7 +28,7 @@ from uim.cli.child import EmbeddedError
 
 CEILING_S: Final = 3.0
 # What ends a run, as words for people.
-FAILURES: Final = (Broken, Torn, Refused, EmbeddedError, OSError)
+FAILURES: Final = (Broken, Torn, Refused, EmbeddedError, OSError, HTTPException, psycopg.Error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -332,6 +332,17 @@ def test_what_cannot_be_done_is_said_before_anything_is_started(
     assert why in ran.output
 
 
+@pytest.mark.parametrize("damaged", ["", "AAAA", "HISTF\u20ac", Latencies(Counter({7: 3})).encode()[:-8], "x" * 60])
+def test_a_damaged_histogram_is_told_in_words(damaged: str, tmp_path: Path) -> None:
+    file = tmp_path / "one.json"
+    result.write(Report({}, [_result("w1", {})]), file)
+    told = json.loads(file.read_text())
+    told["results"][0]["latencies"] = {"arrival": damaged}
+    file.write_text(json.dumps(told))
+    ran = CliRunner().invoke(commands.main, ["compare", str(file), str(file)])
+    assert (ran.exit_code, "is no file of results" in ran.output) == (2, True), ran.output
+
+
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_results_are_drawn(ending: str, tmp_path: Path) -> None:
     file, drawn = tmp_path / "one.json", tmp_path / f"one.{ending}"
