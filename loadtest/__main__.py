@@ -7,6 +7,7 @@ promise broken exits with 1.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -235,6 +236,8 @@ for each in WORKLOADS:
     main.add_command(_command(each))
 
 if __name__ == "__main__":
+    # Whoever ends us (timeout, CI) gets what Ctrl-C gives: the server and its databases are ended too, their folder removed.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except (Missing, *FAILURES) as why:

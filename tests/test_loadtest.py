@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 from array import array
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 import pytest
 import trio
@@ -341,6 +345,21 @@ def test_a_damaged_histogram_is_told_in_words(damaged: str, tmp_path: Path) -> N
     file.write_text(json.dumps(told))
     ran = CliRunner().invoke(commands.main, ["compare", str(file), str(file)])
     assert (ran.exit_code, "is no file of results" in ran.output) == (2, True), ran.output
+
+
+def test_a_run_that_is_ended_by_sigterm_leaves_no_server_and_no_data() -> None:
+    command = [sys.executable, "-m", "loadtest", "w1", "--pairs", "1", "--seconds", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        server = int(said.split("process ")[1].split(",")[0])
+        environ = Path(f"/proc/{server}/environ").read_text()
+        data = Path(unquote(environ.partition("host=")[2].partition("\0")[0]))
+        assert data.exists()
+        process.terminate()
+        assert process.wait(40) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{server}").exists()
+    assert not data.exists()
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
