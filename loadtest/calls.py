@@ -20,7 +20,7 @@ import msgspec
 
 from loadtest import people
 from loadtest.crowd import gather, source_of
-from loadtest.http_calls import Line, Lines, request
+from loadtest.http_calls import Ask, Hear, Line, Lines, request
 from loadtest.latencies import Latencies, count_us
 from loadtest.parameters import option
 from loadtest.people import PASSWORD, Member
@@ -87,14 +87,15 @@ class _Asker:
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def ask_for(self, kind: str) -> None:
-        self.line.ask, self.line.hear = {
+        ways: dict[str, tuple[Ask, Hear]] = {
             "login": (self._login, self._keep_refresh_token),
             "refresh": (self._refresh, self._keep_refresh_token),
             "profile": (partial(self._get, "/api/users/me"), self._keep_username),
             "conversations": (partial(self._get, "/api/conversations"), _not_empty),
             "history": (partial(self._get, f"/api/conversations/{self.conversation_id}/messages?limit={HISTORY}"), _not_empty),
             "send": (self._send, self._keep_sent),
-        }[kind]
+        }
+        self.line.ask, self.line.hear = ways[kind]
 
     def _login(self) -> bytes:
         wanted = {"username": self.username, "password": PASSWORD, "device_id": "api"}

@@ -178,6 +178,7 @@ def _say(process: subprocess.Popen[str], words: str) -> None:
 
 
 def _has_said(process: subprocess.Popen[str]) -> bool:
+    assert process.stdout is not None
     return bool(select.select([process.stdout], [], [], 0)[0])
 
 

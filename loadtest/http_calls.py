@@ -125,10 +125,10 @@ class Lines:
             if time.monotonic() > ends_at + ANSWER_WITHIN_S:
                 raise Torn(f"{open_lines} requests had no answer within {ANSWER_WITHIN_S:g} s")
             for key, _ in self._selector.select(1.0):
-                line: Line = key.data
-                if line.read():
+                answered: Line = key.data
+                if answered.read():
                     if goes_on():
-                        line.send()
+                        answered.send()
                     else:
                         open_lines -= 1
         return time.monotonic() - began_at

@@ -23,7 +23,6 @@ from typing import Any
 import gevent
 from gevent.lock import BoundedSemaphore
 from locust import FastHttpUser, events, task
-from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.locust_device import DEVICE_ID, Account, Device, Said
@@ -65,13 +64,13 @@ def add_options(parser: Any) -> None:
 
 
 @events.test_start.add_listener
-def begin(environment: Environment, **_: Any) -> None:
+def begin(environment: Any, **_: Any) -> None:
     """What the users of this process have in common."""
     environment.uim = SimpleNamespace(ledger=Ledger(), users=[], gate=BoundedSemaphore(SIGN_INS_AT_ONCE), begun=0)
 
 
 @events.init.add_listener
-def listen(environment: Environment, **_: Any) -> None:
+def listen(environment: Any, **_: Any) -> None:
     """A master waits until its workers have settled: what they find then still counts."""
     runner = environment.runner
     if isinstance(runner, WorkerRunner):
@@ -80,12 +79,12 @@ def listen(environment: Environment, **_: Any) -> None:
         runner.register_message("settled", lambda environment, msg: environment.settled.add(msg.node_id))
 
 
-def _stop_and_tell(environment: Environment, msg: Any) -> None:
+def _stop_and_tell(environment: Any, msg: Any) -> None:
     environment.runner.stop()
     environment.runner.send_message("settled")
 
 
-def _await_workers(environment: Environment) -> None:
+def _await_workers(environment: Any) -> None:
     environment.settled = set()
     environment.runner.send_message("settle")
     until = time.monotonic() + SETTLE_WITHIN_S + 5.0
@@ -94,7 +93,7 @@ def _await_workers(environment: Environment) -> None:
 
 
 @events.test_stop.add_listener
-def settle(environment: Environment, **_: Any) -> None:
+def settle(environment: Any, **_: Any) -> None:
     """Everybody is there once more, until nothing is under way; then the ledger is judged, before the figures are told."""
     if isinstance(environment.runner, MasterRunner):
         _await_workers(environment)
@@ -116,13 +115,13 @@ def settle(environment: Environment, **_: Any) -> None:
 
 
 @events.quitting.add_listener
-def stop(environment: Environment, **_: Any) -> None:
+def stop(environment: Any, **_: Any) -> None:
     """However it ends, it is settled first, for Locust decides its exit code right after this."""
     if hasattr(environment, "uim"):
         environment.runner.stop()
 
 
-def report(environment: Environment, name: str, ms: float, length: int, fault: str | None) -> None:
+def report(environment: Any, name: str, ms: float, length: int, fault: str | None) -> None:
     exception = None if fault is None else RuntimeError(fault)
     environment.events.request.fire(
         request_type="WS", name=name, response_time=ms, response_length=length, exception=exception, context={}
@@ -141,8 +140,8 @@ def read_mark(content: str) -> Said | None:
 class ChatUser(FastHttpUser):
     """One person with one device. `device` stays after Locust has ended the user, until the run is settled."""
 
-    def __init__(self, environment: Environment) -> None:
-        self.options = environment.parsed_options
+    def __init__(self, environment: Any) -> None:
+        self.options: Any = environment.parsed_options
         self.insecure = self.options.unverified_tls
         super().__init__(environment)
         self.common = environment.uim
@@ -150,7 +149,8 @@ class ChatUser(FastHttpUser):
         self.number = environment.uim.begun
         self.tokens: dict[str, Any] = {}
         weighed = {name: getattr(self.options, f"weight_{name}") for name in WEIGHTS}
-        self.tasks = [act for act in type(self).tasks for _ in range(weighed[act.__name__.removeprefix("do_")])]
+        acts: list[Any] = type(self).tasks
+        self.tasks = [act for act in acts for _ in range(weighed[act.__name__.removeprefix("do_")])]
 
     def wait_time(self) -> float:
         return random.uniform(self.options.wait_least, self.options.wait_most)
@@ -161,7 +161,7 @@ class ChatUser(FastHttpUser):
         with self.common.gate:
             while not self.sign_in():
                 gevent.sleep(random.uniform(0.5, 2.0))
-        account = Account(self.user_id, self.host, lambda: self.tokens["access_token"], self.renew, read_mark, self.sslopt())
+        account = Account(self.user_id, self.host or "", lambda: self.tokens["access_token"], self.renew, read_mark, self.sslopt())
         self.device = Device(account, self.common.ledger, lambda *told: report(self.environment, *told))
         self.device.come_back()
         self.common.users.append(self)

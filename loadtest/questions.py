@@ -115,7 +115,7 @@ def _deep(seat: Seat) -> bool:
 def _history() -> Iterator[Question]:
     def place(person: Person, chance: random.Random, how: str) -> str | None:
         seat = person.seat(chance, _deep)
-        return seat and _messages(seat, f"?{how}={chance.randint(seat.since, seat.newest)}")
+        return None if seat is None else _messages(seat, f"?{how}={chance.randint(seat.since, seat.newest)}")
 
     def newest(person: Person, chance: random.Random) -> str | None:
         return _messages(person.seat(chance, lambda seat: seat.total > 0))
@@ -158,7 +158,9 @@ def _searches(said: Phrases) -> Iterator[Question]:
 
     def here(person: Person, chance: random.Random) -> str | None:
         seat = person.seat(chance, _deep)
-        return seat and f"/api/messages/search?q={quote(chance.choice(said.common))}&conversation_id={seat.conversation_id}"
+        if seat is None:
+            return None
+        return f"/api/messages/search?q={quote(chance.choice(said.common))}&conversation_id={seat.conversation_id}"
 
     def none(page: Any) -> str | None:
         return f"found what nobody said: {page['items'][0]}" if page["items"] else None
