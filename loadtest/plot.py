@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -24,8 +25,11 @@ from loadtest.tables import shown, title
 ROW_INCHES: Final = (13.0, 4.4)
 # Where the curve is asked: the share that is slower, from all to one in a hundred thousand.
 SLOWER: Final = [10 ** (-step / 20) for step in range(101)]
-TICKS: Final = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
+# The left end, where all are slower, has no words: they would stand in those of the median.
+TICKS: Final = (0.5, 0.1, 0.01, 0.001, 0.0001)
 LEAST_SLOWER_TO_SHOW: Final = 5
+FEW: Final = 50
+TITLE_CHARACTERS: Final = 95
 # A figure at a size, as growth.py and crowded.py name them.
 AT_A_SIZE: Final = re.compile(r"(?P<what>.+)_at_(?P<size>\d+)_(?P<unit>p50_ms|server_us)")
 # Not the server's.
@@ -44,12 +48,16 @@ def draw(results: Sequence[Result], file: Path) -> None:
     for result, (left, right) in zip(grown, grid[len(timed) :], strict=True):
         _draw_growth(left, _sizes(result, "p50_ms"), "median, ms")
         _draw_growth(right, _sizes(result, "server_us"), "server, us of processor time a message")
-        left.set_title(title(result), loc="left", fontsize=9)
+        _entitle(left, result)
     for result, (left, right) in zip(timed, grid[: len(timed)], strict=True):
         _draw_timeline(left, result.timeline, next(iter(result.latencies)).partition(" at ")[0])
         _draw_distribution(right, result.latencies)
-        left.set_title(title(result), loc="left", fontsize=9)
+        _entitle(left, result)
     figure.savefig(file, dpi=120)
+
+
+def _entitle(axes: Axes, result: Result) -> None:
+    axes.set_title(textwrap.fill(title(result), TITLE_CHARACTERS), loc="left", fontsize=9)
 
 
 def _sizes(result: Result, unit: str) -> dict[str, dict[int, float]]:
@@ -77,6 +85,10 @@ def _draw_growth(axes: Axes, curves: dict[str, dict[int, float]], what: str) -> 
 
 
 def _draw_timeline(axes: Axes, timeline: Sequence[Moment], what: str) -> None:
+    if not timeline:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not timed by second", ha="center", va="center", color="#808080", transform=axes.transAxes)
+        return
     seconds = [moment.second for moment in timeline]
     # One second is a point, not a line.
     mark = "o" if len(seconds) < 3 else ""
@@ -86,16 +98,17 @@ def _draw_timeline(axes: Axes, timeline: Sequence[Moment], what: str) -> None:
     axes.set_xlabel("second of the run")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _scale(axes, what)
-    if timeline:
-        axes.legend(loc="upper left", ncols=4, fontsize=8)
+    axes.legend(loc="upper left", ncols=4, fontsize=8)
 
 
 def _draw_distribution(axes: Axes, latencies: dict[str, Latencies]) -> None:
     for name, each in latencies.items():
         if each.count and not name.startswith(OWN):
-            # No further than where a few are slower: beyond that the curve is one text's.
-            asked = [slower for slower in SLOWER if slower * each.count >= LEAST_SLOWER_TO_SHOW] or [1.0]
-            axes.plot(asked, [each.percentile_ms(100 * (1 - slower)) for slower in asked], label=f"{name} ({each.count:,})")
+            # No further than where a few are slower: beyond that the curve is one text's. Of a few all are shown.
+            least = LEAST_SLOWER_TO_SHOW if each.count >= FEW else 1
+            asked = [slower for slower in SLOWER if slower * each.count >= least]
+            values = [each.percentile_ms(100 * (1 - slower)) for slower in asked]
+            axes.plot(asked, values, label=f"{name} ({each.count:,})", marker="o" if each.count < FEW else "", markersize=3)
     axes.set_xscale("log")
     axes.set_xlim(1.0, TICKS[-1])
     axes.set_xticks(TICKS, [f"{100 * (1 - slower):g} %" for slower in TICKS])

@@ -22,10 +22,11 @@ import trustme
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from loadtest import __main__ as commands
-from loadtest import append, director, frames, group, pairs, promises, result, specification, verification
+from loadtest import append, director, frames, group, pairs, plot, promises, result, specification, verification
 from loadtest.crew import Lasts, Metronome
 from loadtest.devices import Listener, Talker
 from loadtest.latencies import Latencies
@@ -204,6 +205,14 @@ def test_a_metronome_that_was_held_up_dates_every_text_by_when_it_was_due() -> N
     assert [int(frame[-23:-3]) for frame in said] == [100, 110, 120, 130]
     assert list(beat.late_ns) == [35, 25, 15, 5]
     assert beat.next_due_ns() > 500
+
+
+def test_a_plot_shows_a_few_times_and_says_where_there_is_nothing_to_show() -> None:
+    left, right = Figure().subplots(1, 2)
+    plot._draw_timeline(left, [], "live")
+    assert not left.axison
+    plot._draw_distribution(right, {"live after 1000": Latencies(Counter({20_000: 4, 90_000: 1}))})
+    assert len(right.lines[0].get_xdata()) > 1
 
 
 def test_a_text_counts_when_it_has_come_to_the_last_member() -> None:
