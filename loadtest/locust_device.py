@@ -242,7 +242,9 @@ class Device:
 
     def _batch(self, said: dict[str, Any]) -> None:
         for entry in said["messages"]:
-            self._store(entry)
+            # Once live, pages bring what the server could not deliver live: the late ones. Before, what was missed.
+            if self._store(entry) and self.is_live:
+                self._time(entry)
         for conversation in said["conversations"]:
             self._conversation({"conversation": conversation})
         self._came += len(said["messages"])
@@ -258,8 +260,8 @@ class Device:
     def _receive(self, entry: dict[str, Any]) -> None:
         if not self.is_live:
             self._ledger.note(f"{self.account.user_id}: message {entry['message_id']} came live before the last batch")
-        if self._store(entry) and (said := self._said(entry)) is not None and said[2] is not None:
-            self._report("send to arrival", said[2], len(entry["content"]), None)
+        if self._store(entry):
+            self._time(entry)
         self.cursor = max(self.cursor or 0, entry["message_id"])
         self._owe(entry["message_id"])
 
@@ -273,6 +275,10 @@ class Device:
         if (said := self._said(entry)) is not None:
             self._ledger.heard(user_id, conversation_id, f"{entry['sender_id']}@{said[0]}", said[1])
         return True
+
+    def _time(self, entry: dict[str, Any]) -> None:
+        if (said := self._said(entry)) is not None and said[2] is not None:
+            self._report("send to arrival", said[2], len(entry["content"]), None)
 
     def _said(self, entry: dict[str, Any]) -> Said | None:
         if entry["sender_id"] == self.account.user_id:

@@ -7,6 +7,7 @@ too. Rule: a run in which something acknowledged did not arrive, or in another o
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -46,9 +47,15 @@ MARK = re.compile(r"@(\w+) (\d+) ")
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    def add(name: str, default: Any, told: str) -> None:
+    def add(name: str, default: Any, told: str, least: float = 0, most: float = 10_000) -> None:
+        def read(given: str) -> Any:
+            value = type(default)(given)
+            if not isinstance(value, str) and not least <= value <= most:
+                raise argparse.ArgumentTypeError(f"{given} is not from {least} to {most}")
+            return value
+
         variable = f"UIM_LOAD_{name.upper().replace('-', '_')}"
-        parser.add_argument(f"--{name}", type=type(default), default=default, env_var=variable, help=told)
+        parser.add_argument(f"--{name}", type=read, default=default, env_var=variable, help=told)
 
     add("accounts", f"l{secrets.token_hex(3)}", "Names of accounts begin with this. Default: new ones; an earlier run's are signed in")
     parser.add_argument("--reuse", action="store_true", env_var="UIM_LOAD_REUSE", help="Sign in first, register who is not known")
@@ -58,7 +65,8 @@ def add_options(parser: Any) -> None:
     add("text-least", 20, "Characters of a text, at least (a mark of some 25 is in each)")
     add("text-most", 200, "and at most")
     add("away-most", 10.0, "Seconds that a user is away, at most")
-    add("group-size", 5, "Members of a group, 3 to 50; each user is in one, in which the users of one process stand in order")
+    told = "Members of a group, 3 to 50; each user is in one, in which the users of one process stand in order"
+    add("group-size", 5, told, least=3, most=50)
     for name, weight in WEIGHTS.items():
         add(f"weight-{name}", weight, f"How often a user does this: {name}")
 
@@ -291,7 +299,7 @@ class ChatUser(FastHttpUser):
     def write(self, now_ns: int) -> str:
         """A text: when it is said, by which clock, then words."""
         text = f"@{CLOCK} {now_ns} "
-        wanted = random.randint(self.options.text_least, self.options.text_most)
+        wanted = random.randint(*sorted((self.options.text_least, self.options.text_most)))
         while len(text) < wanted:
             text += random.choice(WORDS) + " "
         return text

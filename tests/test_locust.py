@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from loadtest.locust_device import Account, Device
+from loadtest.locust_device import Account, Device, Report
 from loadtest.locust_ledger import Ledger
 from tests.house import serving, settings_for
 
@@ -71,6 +71,14 @@ async def test_a_run_in_which_nobody_signs_in_is_no_success(tmp_path: Path) -> N
     assert "nobody signed in" in ran.stdout.decode()
 
 
+async def test_an_option_that_cannot_be_done_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--group-size", "60"]
+    with trio.fail_after(50):
+        ran = await trio.run_process(command, cwd=ROOT, capture_stdout=True, stderr=subprocess.STDOUT, check=False)
+    assert ran.returncode == 2
+    assert "60 is not from 3 to 50" in ran.stdout.decode()
+
+
 # -- a promise that is broken ---------------------------------------------------------------------------------------------
 
 
@@ -94,14 +102,14 @@ def ledger_of_a_pair(*, acknowledged: list[int]) -> Ledger:
     return ledger
 
 
-def phone_of_bob(ledger: Ledger) -> Device:
-    """His device, which the test tells what came."""
+def phone_of_bob(ledger: Ledger, report: Report = lambda *_told: None) -> Device:
+    """His device, which the test tells what came, each text a second after it was said."""
 
-    def read(content: str) -> tuple[str, int, None]:
-        return "here", int(content.split()[1]), None
+    def read(content: str) -> tuple[str, int, float]:
+        return "here", int(content.split()[1]), 1_000.0
 
     account = Account("bob", "http://nowhere", lambda: "", lambda _old: None, read, {})
-    phone = Device(account, ledger, lambda *_told: None)
+    phone = Device(account, ledger, report)
     phone._batch({"messages": [], "conversations": [], "next_sync_id": 0, "has_more": False})
     return phone
 
@@ -151,3 +159,14 @@ def test_what_comes_live_before_the_last_batch_is_noticed() -> None:
     phone.is_live = False
     phone._receive(entry(1, 10))
     assert "came live before the last batch" in "; ".join(ledger.faults(["bob"]))
+
+
+def test_what_comes_in_a_page_to_one_who_is_live_is_timed_and_what_was_missed_is_not() -> None:
+    told: list[tuple[str, float]] = []
+    phone = phone_of_bob(ledger_of_a_pair(acknowledged=[]), lambda name, ms, length, fault: told.append((name, ms)))
+    page = {"conversations": [], "has_more": False}
+    phone.is_live = False
+    phone._batch(page | {"messages": [entry(1, 10)], "next_sync_id": 10})
+    phone._batch(page | {"messages": [entry(2, 20)], "next_sync_id": 20})
+    phone._receive(entry(3, 30))
+    assert [each for each in told if each[0] == "send to arrival"] == [("send to arrival", 1_000.0)] * 2
