@@ -30,6 +30,8 @@ TICKS: Final = (0.5, 0.1, 0.01, 0.001, 0.0001)
 LEAST_SLOWER_TO_SHOW: Final = 5
 FEW: Final = 50
 TITLE_CHARACTERS: Final = 95
+# Of the height of a timeline.
+LEGEND_SHARE: Final = 0.12
 # A figure at a size, as growth.py and crowded.py name them.
 AT_A_SIZE: Final = re.compile(r"(?P<what>.+)_at_(?P<size>\d+)_(?P<unit>p50_ms|server_us)")
 # Not the server's.
@@ -98,6 +100,9 @@ def _draw_timeline(axes: Axes, timeline: Sequence[Moment], what: str) -> None:
     axes.set_xlabel("second of the run")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _scale(axes, what)
+    # Room above the highest, for the legend.
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(top=top * (top / bottom) ** LEGEND_SHARE)
     axes.legend(loc="upper left", ncols=4, fontsize=8)
 
 
