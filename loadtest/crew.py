@@ -196,7 +196,7 @@ class Crew:
         """What was said is acked, and told as delivered."""
         for _, talker in self._talkers:
             talker.stop()
-        self._settle(lambda: all(talker.is_done() for _, talker in self._talkers), "acks or receipts")
+        self._settle(lambda: all(talker.is_done() for _, talker in self._talkers), lambda: "acks or receipts")
 
     def _said(self) -> Counter[int]:
         """Texts that were acknowledged here, by party."""
@@ -209,15 +209,18 @@ class Crew:
     def _hear_all(self, said: Counter[int]) -> None:
         """Everybody has got what others said, in all processes."""
 
-        def lacks(seat: Seat, device: Listener) -> bool:
+        def lacks(seat: Seat, device: Listener) -> int:
             own = len(device.acknowledged) if isinstance(device, Talker) else 0
-            return len(device.arrived) + own < said[seat.party]
+            return max(said[seat.party] - len(device.arrived) - own, 0)
 
-        self._settle(lambda: not any(lacks(seat, device) for seat, device in self._seats), "texts")
+        def lacking() -> list[int]:
+            return [count for seat, device in self._seats if (count := lacks(seat, device))]
 
-    def _settle(self, until: Callable[[], bool], what: str) -> None:
+        self._settle(lambda: not lacking(), lambda: f"{sum(lacking())} texts, on {len(lacking())} of {len(self._seats)} devices,")
+
+    def _settle(self, until: Callable[[], bool], what: Callable[[], str]) -> None:
         if not self._loop.run(seconds=SETTLE_WITHIN_S, until=until):
-            raise Broken(f"{what} were missing {SETTLE_WITHIN_S:g} s after the last text")
+            raise Broken(f"{what()} were missing {SETTLE_WITHIN_S:g} s after the last text")
 
 
 def _heard(seat: Seat, device: Listener) -> Heard:
