@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from loadtest.frames import Torn, masked_text
+from loadtest.target import Broken
 
 CONFIRM_ENTRIES: Final = 100
 CONFIRM_AFTER_NS: Final = 250_000_000
@@ -27,9 +28,12 @@ class _Receipt(msgspec.Struct):
 
 
 class _Entry(msgspec.Struct):
+    """`client_message_id`: only its sender is told it."""
+
     message_id: int
     message_type: str
     content: str
+    client_message_id: str = ""
 
 
 class _Payload(msgspec.Struct):
@@ -37,6 +41,7 @@ class _Payload(msgspec.Struct):
     message_id: int = 0
     message_type: str = ""
     content: str = ""
+    client_message_id: str = ""
     code: str = ""
     message: str = ""
     receipts: list[_Receipt] = []
@@ -56,7 +61,7 @@ _decode: Final = msgspec.json.Decoder(_Frame).decode
 class Listener:
     """A device that takes what comes and confirms once per 100 entries or 250 ms.
 
-    `arrived`: message ids of texts in the order in which they came; what is not above the newest counts in `repeats`.
+    `arrived`: message ids of others' texts in the order in which they came; what comes again in a page counts in `repeats`.
     `latencies_ns`: from send to arrival, while `is_measured`: of texts in pages too, for whom the server cannot keep up with it
     serves from its cursor, and those are the late ones.
     """
@@ -81,6 +86,9 @@ class Listener:
         """One frame; what it brings counts as unconfirmed."""
         said = frame.payload
         if frame.type == "MESSAGE_RECEIVE":
+            # What is sent again comes in pages.
+            if said.message_id <= self._newest:
+                raise Broken(f"message {said.message_id} came live after {self._newest}: twice, or out of order")
             self._store(said, now_ns)
             self._owes(said.message_id, 1, now_ns)
         elif frame.type == "SYNC_BATCH":
@@ -104,7 +112,8 @@ class Listener:
             self.repeats += 1
             return
         self._newest = entry.message_id
-        if entry.message_type == "text":
+        # One's own has its ack; where others' texts are sent again, it comes among them.
+        if entry.message_type == "text" and not entry.client_message_id:
             self.arrived.append(entry.message_id)
             if self.is_measured:
                 self.time(entry.message_id, now_ns - int(entry.content[:TIME_DIGITS]))

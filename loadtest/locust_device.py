@@ -262,6 +262,9 @@ class Device:
             self._ledger.note(f"{self.account.user_id}: message {entry['message_id']} came live before the last batch")
         if self._store(entry):
             self._time(entry)
+        elif entry["sender_id"] != self.account.user_id and entry["message_type"] == "text":
+            # What is sent again comes in pages.
+            self._ledger.note(f"{self.account.user_id}: message {entry['message_id']} came live again")
         self.cursor = max(self.cursor or 0, entry["message_id"])
         self._owe(entry["message_id"])
 

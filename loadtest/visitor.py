@@ -19,9 +19,12 @@ PING: Final = masked_text(b'{"type":"HEARTBEAT_PING","payload":{}}')
 
 
 class _Entry(msgspec.Struct):
+    """`client_message_id`: only its sender is told it."""
+
     message_id: int
     message_type: str
     content: str = ""
+    client_message_id: str = ""
 
 
 class _Payload(msgspec.Struct):
@@ -187,5 +190,5 @@ class Visitor:
         self.position = entry.message_id
         if entry.message_type == "text":
             self.arrived.append(entry.message_id)
-            if is_timed:
+            if is_timed and not entry.client_message_id:
                 self.arrivals_ns.append(now_ns - int(entry.content[:TIME_DIGITS]))

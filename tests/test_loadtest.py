@@ -234,6 +234,28 @@ def test_what_comes_in_a_page_because_the_server_was_held_up_is_timed_too() -> N
     assert (list(listener.arrived), listener.repeats) == ([1, 2, 3], 1)
 
 
+def _frame(kind: str, **payload: Any) -> bytes:
+    return json.dumps({"type": kind, "payload": payload}).encode()
+
+
+def _text(message_id: int, sent_ns: int = 0, **more: str) -> dict[str, Any]:
+    return {"message_id": message_id, "message_type": "text", "content": f"{sent_ns:020d}"} | more
+
+
+def test_ones_own_text_is_no_arrival_though_it_is_sent_again_with_others() -> None:
+    talker = Talker("c", "t", window=0, text_bytes=20)
+    talker.is_measured = True
+    page = _frame("SYNC_BATCH", messages=[_text(1, client_message_id="t-1"), _text(2)], next_sync_id=2, has_more=False)
+    talker.take([page], now_ns=100)
+    assert (list(talker.arrived), len(talker.latencies_ns)) == ([2], 1)
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_what_comes_live_twice_or_out_of_order_breaks_a_promise(again: int) -> None:
+    with pytest.raises(Broken, match=f"message {again} came live after 2"):
+        Listener().take([_frame("MESSAGE_RECEIVE", **_text(number)) for number in (2, again)], now_ns=0)
+
+
 URLS = ["ws://one/ws", "ws://two/ws"]
 
 

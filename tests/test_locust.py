@@ -121,8 +121,7 @@ def test_who_gets_everything_in_order_has_no_fault() -> None:
     for seq in (1, 2, 4):
         phone._receive(entry(seq, seq * 10))
     # A repeat, and one's own by sync.
-    phone._receive(entry(2, 20))
-    phone._batch({"messages": [entry(3, 30, "bob")], "conversations": [], "next_sync_id": 40, "has_more": False})
+    phone._batch({"messages": [entry(2, 20), entry(3, 30, "bob")], "conversations": [], "next_sync_id": 40, "has_more": False})
     ledger.came("ann", "talk", 3, 30)
     assert ledger.faults(["ann", "bob"]) == []
 
@@ -135,6 +134,7 @@ def test_who_gets_everything_in_order_has_no_fault() -> None:
         ([1, 2], "LOST: talk has acknowledged texts 1 to 3, of which came 1 to 2"),
         ([2, 3], "LOST: talk has acknowledged texts 1 to 3, of which came 2 to 3"),
         ([1, 3, 2], "message 20 came for the first time after 30"),
+        ([1, 2, 2, 3], "message 20 came live again"),
     ],
 )
 def test_a_text_that_is_lost_or_out_of_order_is_noticed(came: list[int], why: str) -> None:
