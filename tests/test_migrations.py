@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import psycopg
@@ -100,6 +101,26 @@ def test_a_folder_with_gaps_twins_or_nothing_is_refused(tmp_path: Path, names: l
         (tmp_path / name).write_text("select 1;")
     with pytest.raises(MigrationError):
         migrations.read_migrations(tmp_path)
+
+
+@pytest.mark.parametrize("texts", [0, 1])
+async def test_a_log_is_analyzed_for_its_new_statistics_but_not_an_empty_one(empty_database_url: str, tmp_path: Path, texts: int) -> None:
+    before = [path for path in migrations.schema_folder().glob("000*.sql") if path.name < "0008"]
+    for path in before:
+        shutil.copy(path, tmp_path)
+    await migrate(empty_database_url, folder=tmp_path)
+    async with await postgres.connect(empty_database_url, name="test") as tx:
+        await tx.execute(
+            """insert into messages (message_id, conversation_id, seq, sender_id, server_key, content, created_at)
+                select 1, gen_random_uuid(), 1, gen_random_uuid(), gen_random_uuid(), '', now() from generate_series(1, %s)""",
+            (texts,),
+        )
+        await migrate(empty_database_url)
+        cursor = await tx.execute("select count(*) from pg_stats where tablename = 'messages' and attname = 'conversation_id'")
+        assert await cursor.fetchone() == (texts,)
+        cursor = await tx.execute("select reltuples from pg_class where relname = 'messages'")
+        # Never looked at, which PostgreSQL takes for a table that will grow.
+        assert texts or await cursor.fetchone() == (-1,)
 
 
 def test_the_schema_of_this_release_is_found() -> None:
