@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -11,9 +12,12 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from tests.http_house import JSON, SEEN, SIGNED_IN, client_of, exchange, house_app, serving
-from uim.api.direct import Direct, Frame
+from uim.admission import Admission
+from uim.api.answers import json_answer
+from uim.api.connection import HttpFront
+from uim.api.direct import Crowd, Direct, Frame
 from uim.api.exchange import App
-from uim.listener import Listener
+from uim.listener import Listener, serve
 from uim.metrics import Metrics
 
 pytestmark = pytest.mark.timeout(60)
@@ -130,19 +134,83 @@ async def test_a_body_that_comes_in_pieces_is_left_to_quart(head: bytes, rest: b
     assert b"HTTP/1.1 201 " in answer and answer.endswith(b'"metadata":{}}')
 
 
-async def test_requests_that_come_together_are_answered_in_their_order_by_either_way() -> None:
-    app, by_quart = house_of_two_ways()
-    one = b"POST /api/notes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"
+ONE = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n%b"
+
+
+def alternating() -> list[bytes]:
+    """Requests that ask for their own letter, every other by a path that is for Quart."""
     bodies = [msgspec.json.encode({"text": letter}) for letter in "abcdef"]
     paths = [b"/api/notes", b"/%61pi/notes"] * 3
-    requests = [one.replace(b"/api/notes", path) + body for path, body in zip(paths, bodies, strict=True)]
+    return [ONE % (path, body) for path, body in zip(paths, bodies, strict=True)]
+
+
+async def test_requests_that_come_together_are_answered_in_their_order_by_quart() -> None:
+    app, by_quart = house_of_two_ways()
     last = b"DELETE /api/notes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     async with serving(app) as listener:
-        answer = await exchange(listener, b"".join(requests) + last)
-    assert [answer.index(b'"text":"%c"' % letter) for letter in b"abcdef"] == sorted(
-        answer.index(b'"text":"%c"' % letter) for letter in b"abcdef"
-    )
-    assert answer.count(b"HTTP/1.1 201") == 6 and answer.count(b"HTTP/1.1 204") == 1 and len(by_quart) == 3
+        answer = await exchange(listener, b"".join(alternating()) + last)
+    places = [answer.index(b'"text":"%c"' % letter) for letter in b"abcdef"]
+    assert places == sorted(places)
+    assert answer.count(b"HTTP/1.1 201") == 6 and answer.count(b"HTTP/1.1 204") == 1 and len(by_quart) == 7
+
+
+async def test_one_connection_goes_both_ways_by_turns() -> None:
+    app, by_quart = house_of_two_ways()
+    async with serving(app, keep_alive_s=0.3) as listener:
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        with trio.fail_after(5):
+            for request, letter in zip(alternating(), b"abcdef", strict=True):
+                # Longer together than an idle connection may be: each answer begins its time anew.
+                await trio.sleep(0.1)
+                await stream.send_all(request)
+                answer = b""
+                while not answer.endswith(b'"metadata":{}}'):
+                    answer += bytes(await stream.receive_some())
+                assert answer.startswith(b"HTTP/1.1 201") and b'"text":"%c"' % letter in answer
+            assert [piece async for piece in stream] == [], "an idle connection ends"
+    assert len(by_quart) == 3
+
+
+async def test_after_half_a_request_the_rest_of_it_is_no_request() -> None:
+    app, by_quart = house_of_two_ways()
+    inner = b"DELETE /api/notes HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serving(app) as listener:
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        head = b"POST /%%61pi/notes HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        await stream.send_all(head % len(inner))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await stream.send_all(inner)
+        with trio.fail_after(5):
+            answer = b"".join([bytes(piece) async for piece in stream])
+    assert answer.startswith(b"HTTP/1.1 415") and answer.count(b"HTTP/1.1") == 1 and len(by_quart) == 1
+
+
+@pytest.mark.parametrize("body", [b"7", b"7" * 8_000_000], ids=["being made", "being written"])
+async def test_the_server_stops_after_the_answer_that_it_is_giving(body: bytes) -> None:
+    app, began, go_on = house_app(), trio.Event(), trio.Event()
+
+    async def answer_late(asking: Any, places: dict[str, str]) -> Any:
+        began.set()
+        await go_on.wait()
+        return json_answer(body)
+
+    app.direct.add("GET", "/api/late", answer_late)
+    async with trio.open_nursery() as nursery:
+        sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        front = HttpFront(app, keep_alive_s=60)
+        listener = await nursery.start(partial(serve, sockets, tls=None, http=front, websocket=None, admission=Admission()))
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        await stream.send_all(b"GET /api/late HTTP/1.1\r\nHost: x\r\n\r\n")
+        with trio.fail_after(5):
+            await began.wait()
+            if len(body) > 1:
+                go_on.set()
+                await trio.testing.wait_all_tasks_blocked(0.05)  # until no buffer takes any more
+            await listener.close_accepting()
+            await front.finish()
+            go_on.set()
+            answer = b"".join([bytes(piece) async for piece in stream])
+        assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n" + body)
 
 
 async def test_a_body_over_the_limit_is_refused_either_way() -> None:
@@ -183,6 +251,42 @@ async def test_a_client_that_goes_ends_its_request() -> None:
         await stream.aclose()
         with trio.fail_after(5):
             await ended.wait()
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the loop's turns."""
+
+    number = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+async def test_of_a_crowd_a_few_begin_at_once_and_of_the_others_one_in_each_turn_of_the_loop(autojump_clock: Any) -> None:
+    crowd, turns, began = Crowd(few=3, within_s=1.0), Turns(), list[int]()
+
+    async def begin() -> None:
+        await crowd.pass_through()
+        began.append(turns.number)
+
+    trio.lowlevel.add_instrument(turns)
+    try:
+        for _ in range(2):
+            began.clear()
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(begin)
+            assert len(set(began[:3])) == 1 and len(set(began)) == 18
+            await trio.sleep(1.1)
+        began.clear()
+        for _ in range(6):
+            # No faster than the few: nobody waits.
+            turn = turns.number
+            await begin()
+            assert began.pop() == turn
+            await trio.sleep(0.4)
+    finally:
+        trio.lowlevel.remove_instrument(turns)
 
 
 def test_a_fixed_path_goes_before_a_place() -> None:

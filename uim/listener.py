@@ -72,9 +72,7 @@ class ByteStream(trio.abc.Stream):
     Cancelled while closing, it hangs up at once.
     """
 
-    def __init__(
-        self, secured: trio.abc.Stream, tcp: trio.SocketStream, deadlines: Deadlines, write_now: WriteNow | None = None
-    ) -> None:
+    def __init__(self, secured: trio.abc.Stream, tcp: trio.SocketStream, deadlines: Deadlines, write_now: WriteNow | None = None) -> None:
         self._secured = secured
         self._tcp = tcp
         self._deadlines = deadlines
@@ -93,7 +91,7 @@ class ByteStream(trio.abc.Stream):
         self._closing = True
         self._tcp.socket.close()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    async def receive_some(self, max_bytes: int | None = None, *, waits_first: bool = False) -> bytes:
         if self._closing:
             raise trio.ClosedResourceError
         if self.unread_bytes:
@@ -103,6 +101,9 @@ class ByteStream(trio.abc.Stream):
             return piece
         self._is_being_read = True
         try:
+            # Spares a look that fails, where nothing has come yet. Over TLS something may have that the socket does not show any more.
+            if waits_first and self._secured is self._tcp:
+                await trio.lowlevel.wait_readable(self._tcp.socket)
             received = bytes(await self._secured.receive_some(max_bytes))
             while self._closing and received:
                 received = bytes(await self._secured.receive_some(max_bytes))
@@ -177,9 +178,6 @@ class Listener:
         for head in self._heads:
             head.deadline = min(head.deadline, trio.current_time() + LAST_HEAD_S)
 
-    def _note_closed(self) -> None:
-        self._closed.set()
-
 
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     """TLS 1.2 and 1.3 alone, offering HTTP/1.1 alone. OSError or ssl.SSLError if the files can't be used."""
@@ -246,7 +244,7 @@ async def serve(
             # It outlives EMFILE and its like: says so, waits a moment, accepts again.
             accepting.start_soon(partial(trio.serve_listeners, answer, listeners, handler_nursery=conversations))
             task_status.started(listener)
-        listener._note_closed()
+        listener._closed.set()
     listener.emptied.set()
 
 
@@ -350,8 +348,8 @@ async def _refuse(stream: ByteStream, status: HTTPStatus, detail: str) -> None:
 async def _turn_away(tcp: trio.SocketStream, peer: Peer) -> None:
     if peer.tls:
         return  # A handshake is what an attacker would like us to pay for.
-    busy = refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "too many connections", retry_after_s=10)
     # A fresh socket's buffer takes it whole; the deadline is for what we did not think of.
+    busy = refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "too many connections", retry_after_s=10)
     with trio.move_on_after(1), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await tcp.send_all(busy)
         await tcp.send_eof()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
@@ -46,8 +45,7 @@ _PROBLEM_JSON: Final = (b"content-type", b"application/problem+json")
 _NOT_PLAIN: Final = frozenset({datetime, dict, list, tuple})
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A whole answer. `headers`: names in lower case, in the order in which they are sent; without the length of the body."""
 
     status: int

@@ -7,13 +7,12 @@ at a request in another form.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+import msgspec
 import quart
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
+class Asking(msgspec.Struct, frozen=True):
     """One request. `client`: the connection's own address and port, None for a Unix socket; `headers`: names in lower case.
 
     `read` gives all of the body's bytes; it raises what the application says of bodies that are too long or too slow.
@@ -42,7 +41,10 @@ class Asking:
 
     def first(self, name: bytes) -> str | None:
         """The first of the headers of that name in lower case."""
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return None
 
     @property
     def media_type(self) -> str:

@@ -7,8 +7,10 @@ long. This file and protocol.py alone touch Hypercorn's private names; tests/tes
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
+from time import time
 from typing import Any, Final, cast
 
 import hypercorn.events
@@ -22,11 +24,13 @@ from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import wrap_app
 
 from uim.admission import Peer
+from uim.api.asking import Asking
 from uim.api.calls import Calls
-from uim.api.direct import Direct
+from uim.api.direct import Direct, Found
 from uim.api.exchange import App
-from uim.api.protocol import MAX_HEAD_BYTES, HttpOnly
-from uim.listener import ByteStream
+from uim.api.protocol import HttpOnly
+from uim.api.whole import Whole, piece_of, whole_of
+from uim.listener import MAX_HEAD_BYTES, ByteStream
 
 RECEIVE_BYTES: Final = 64 * 1024
 MOST_REQUESTS: Final = 1_000_000
@@ -38,11 +42,14 @@ MAX_AHEAD_BYTES: Final = 64 * 1024
 class HttpFront:
     """The HTTP front of one application: called with (stream, peer), it serves that connection to its end.
 
+    `wall_s`: the time of day in seconds since 1970, for the date of an answer.
+
     The application's lifespan is not run: nothing here starts or ends with the application but what its owner opened.
     Cancelled, it hangs up at once, even in the middle of an answer.
     """
 
-    def __init__(self, app: ASGIFramework, *, keep_alive_s: float = 15.0) -> None:
+    def __init__(self, app: ASGIFramework, *, keep_alive_s: float = 15.0, wall_s: Callable[[], float] = time) -> None:
+        self._wall_s = wall_s
         self._config = _config(keep_alive_s)
         self._app = wrap_app(_one_at_a_time(app), 0, "asgi")
         self._direct = app.direct if isinstance(app, App) else None
@@ -52,7 +59,7 @@ class HttpFront:
     async def __call__(self, stream: trio.abc.Stream, peer: Peer) -> None:
         assert isinstance(stream, ByteStream)
         async with trio.open_nursery() as nursery:
-            connection = _Connection(self._app, self._direct, self._config, self._context, stream, peer)
+            connection = _Connection(self._app, self._direct, self._config, self._context, stream, peer, self._wall_s)
             self._connections.add(connection)
             nursery.start_soon(connection.watch)
             try:
@@ -97,15 +104,31 @@ def _config(keep_alive_s: float) -> Config:
     return config
 
 
+def _asked(direct: Direct, data: bytes) -> tuple[Whole, Found] | None:
+    """The request and its route, if these bytes are one that is answered directly."""
+    whole = whole_of(data)
+    if whole is None or len(whole.body) > direct.max_body_bytes or (found := direct.find(whole.method, whole.path)) is None:
+        return None
+    return whole, found
+
+
 class _Connection(TCPServer):
     """One connection: its requests one after the other, and beside them a watch on a client that may have gone."""
 
     def __init__(
-        self, app: Any, direct: Direct | None, config: Config, context: WorkerContext, stream: ByteStream, peer: Peer
+        self,
+        app: Any,
+        direct: Direct | None,
+        config: Config,
+        context: WorkerContext,
+        stream: ByteStream,
+        peer: Peer,
+        wall_s: Callable[[], float],
     ) -> None:
         # Hypercorn's annotation names the one stream it makes itself; it uses what every Stream has.
         super().__init__(app, config, context, cast(Any, {}), cast("trio.SSLStream[trio.SocketStream]", stream))
         self._direct = direct
+        self._wall_s = wall_s
         self._bytes = stream
         self._peer = peer
         # Until when the end of the next head has to be there; after it, and until it is answered, for ever.
@@ -120,9 +143,10 @@ class _Connection(TCPServer):
         try:
             calls = Calls()
             async with calls:
+                http = self._http_only(calls)
                 # It has ProtocolWrapper's two methods, without the ways over to HTTP/2.
-                self.protocol = cast(ProtocolWrapper, self._http_only(calls))
-                await self._read_on(calls)
+                self.protocol = cast(ProtocolWrapper, http)
+                await self._read_on(http, calls)
                 calls.end()
         finally:
             await self._close()
@@ -135,27 +159,40 @@ class _Connection(TCPServer):
     def _http_only(self, calls: Calls) -> HttpOnly:
         client = (self._peer.address, self._peer.port)
         state = ConnectionState({})
-        protocol = HttpOnly(self.app, self.config, self.context, calls, state, self._peer.tls, client, None, self.protocol_send)
-        protocol.direct = self._direct
-        return protocol
+        return HttpOnly(self.app, self.config, self.context, calls, state, self._peer.tls, client, None, self.protocol_send)
 
-    async def _read_on(self, calls: Calls) -> None:
+    async def _read_on(self, http: HttpOnly, calls: Calls) -> None:
         # Begun while the server stops, it has one request to answer.
         if self.context.terminated.is_set():
             self._idle_until = inf
         data = await self._received()
-        while data:
-            self._watching.deadline = trio.current_time() + WATCHED_AFTER_S
-            self._is_answering = True
-            with trio.CancelScope() as self._answering:
-                await self.protocol.handle(RawData(data))
-            self._is_answering = False
-            self._watching.deadline = inf
-            if self._answering.cancelled_caught:
-                break
+        while data and await self._goes_on_after(data, http):
             calls.begin()
             data = await self._received()
-        await self.protocol.handle(Closed())
+        await http.handle(Closed())
+
+    async def _goes_on_after(self, data: bytes, http: HttpOnly) -> bool:
+        """Answer what has come, as far as it can be; whether the connection goes on."""
+        goes_on = True
+        self._watching.deadline = trio.current_time() + WATCHED_AFTER_S
+        self._is_answering = True
+        with trio.CancelScope() as self._answering:
+            if self._direct is not None and http.is_between and (asked := _asked(self._direct, data)) is not None:
+                goes_on = await self._answer(self._direct, *asked)
+            else:
+                await http.handle(RawData(data))
+        self._is_answering = False
+        self._watching.deadline = inf
+        return goes_on and not self._answering.cancelled_caught
+
+    async def _answer(self, direct: Direct, whole: Whole, found: Found) -> bool:
+        """The short way past Hypercorn and Quart; whether the connection goes on."""
+        self._idle_until = inf
+        scheme, client = "https" if self._peer.tls else "http", (self._peer.address, self._peer.port)
+        answer = await direct.answer(found, Asking(whole.method, scheme, whole.path, whole.query, client, whole.headers, whole.read))
+        await self.protocol_send(RawData(piece_of(answer, now_s=self._wall_s(), goes_on=whole.goes_on)))
+        self._idle_until = trio.current_time() + self.config.keep_alive_timeout
+        return whole.goes_on and not self.context.terminated.is_set()
 
     async def _received(self) -> bytes:
         """The next bytes; none at the end, or where too little has come for too long."""
@@ -168,7 +205,7 @@ class _Connection(TCPServer):
         if ahead:
             return ahead
         with trio.CancelScope(deadline=self._idle_until) as self._reading, suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-            return await self._bytes.receive_some(RECEIVE_BYTES)
+            return await self._bytes.receive_some(RECEIVE_BYTES, waits_first=True)
         return b""
 
     async def protocol_send(self, event: hypercorn.events.Event) -> None:

@@ -11,9 +11,11 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from random import Random
 from typing import Final
-from uuid import uuid4
+from uuid import UUID
 
+import msgspec
 import structlog
 import trio
 
@@ -34,11 +36,16 @@ _PLACE: Final = re.compile(r"<(\w+)>")
 log = structlog.get_logger("uim.api")
 
 
+def request_ids(randomness: Random) -> Callable[[], str]:
+    """Names for requests: nobody gains by guessing one, and to ask the kernel for each takes longer than to read the request's head."""
+    return lambda: str(UUID(int=randomness.getrandbits(128), version=4))
+
+
 class Frame:
     """What is true of every request, whichever way it goes: its id, the headers of its answer, its bugs, its counts."""
 
-    def __init__(self, metrics: Metrics | None = None, new_request_id: Callable[[], str] = lambda: str(uuid4())) -> None:
-        self._new_request_id = new_request_id
+    def __init__(self, metrics: Metrics | None = None, new_request_id: Callable[[], str] | None = None) -> None:
+        self._new_request_id = new_request_id or request_ids(Random())
         if metrics is not None:
             # To look a series up by its labels takes three times as long as to count. As many as there are routes and statuses.
             self._requests_of = lru_cache(maxsize=None)(metrics.http_requests.labels)
@@ -69,8 +76,30 @@ class Frame:
         return plain_problem("internal", 500, "the server has a bug; its operator finds it by the request id")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Crowd:
+    """Of requests that come all at once the first few begin at once, and each of the others in a turn of the loop of its own.
+
+    To begin is a tenth of a millisecond without an await: whoever else has something to do would wait for all of a crowd. But to wait
+    for the next turn costs as much as that, so those that come no faster than the few are not asked to.
+    """
+
+    def __init__(self, *, few: int = 8, within_s: float = 0.002) -> None:
+        self._few, self._within_s = few, within_s
+        self._since = float("-inf")
+        self._passed = 0
+        self._others = trio.Lock()
+
+    async def pass_through(self) -> None:
+        now = trio.current_time()
+        if now - self._since > self._within_s:
+            self._since, self._passed = now, 0
+        self._passed += 1
+        if self._passed > self._few:
+            async with self._others:
+                pass  # the lock is handed on in this turn, and its next owner runs in the next
+
+
+class Found(msgspec.Struct, frozen=True):
     """The route of a request, and the texts in its path's places."""
 
     rule: str
@@ -103,7 +132,7 @@ class Direct:
         self._frame = frame
         self._fixed: dict[tuple[str, str], Found] = {}
         self._placed: dict[tuple[str, int], list[_Placed]] = {}
-        self._begins = trio.Lock()
+        self._crowd = Crowd()
 
     def add(self, method: str, rule: str, answering: Answering) -> None:
         """A route by its rule, as Quart has it: `/api/users/<user_id>`."""
@@ -125,9 +154,8 @@ class Direct:
         return next((found for placed in candidates if (found := placed.match(parts))), None)
 
     async def answer(self, found: Found, asking: Asking) -> Answer:
-        """Never raises but for cancellation. Of a crowd, one request begins in a turn of the loop, as in connection.py."""
-        async with self._begins:
-            pass
+        """Never raises but for cancellation."""
+        await self._crowd.pass_through()
         began_at = trio.current_time()
         request_id = self._frame.name(asking.first(b"x-request-id"))
         try:

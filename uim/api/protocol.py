@@ -1,4 +1,4 @@
-"""HTTP/1.1 as we speak it: Hypercorn's protocol without its ways out of it, and with a short way through it.
+"""HTTP/1.1 as we speak it: Hypercorn's protocol without its ways out of it.
 
 Hypercorn would by itself turn a request into a WebSocket or into HTTP/2, on the first request or any later one of a
 connection; its WebSocket side inflates without a bound. Rule: what comes here is HTTP/1.1 and stays so, an Upgrade is
@@ -9,33 +9,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Final
 from uuid import uuid4
 
 import h11
 import trio
 from hypercorn.events import Closed, RawData
-from hypercorn.protocol.events import Body, EndBody, Event, Response
+from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import H11SendableEvent
 
-from uim.api.answers import Answer, plain_problem
-from uim.api.asking import Asking
-from uim.api.direct import Direct, Found
+from uim.api.answers import plain_problem
+from uim.listener import MAX_FIELDS, MAX_HEAD_BYTES
 
-MAX_HEAD_BYTES: Final = 16 * 1024
-MAX_FIELDS: Final = 100
 # Longer than a stream's own goodbye, which is part of it.
 RECYCLE_S: Final = 5.0
 _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
 class HttpOnly(H11Protocol):
-    """`direct`: what is answered without the application, if anything."""
+    """Hypercorn's, for one connection."""
 
-    direct: Direct | None = None
     _head = b""
+
+    @property
+    def is_between(self) -> bool:
+        """Whether all that has come is answered."""
+        its = self.connection
+        return its.their_state is h11.IDLE and its.our_state is h11.IDLE and not its.trailing_data[0]
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Hypercorn goes over to HTTP/2 here; we never do."""
@@ -57,37 +58,7 @@ class HttpOnly(H11Protocol):
             request = h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
-        if self.direct is not None and (found := self._found(self.direct, request)) is not None:
-            # Hypercorn's annotation names the streams it makes itself; it uses what this has.
-            self.stream = cast(HTTPStream, _Whole(self, self.direct, found, request))
-            self.keep_alive_requests += 1
-            return
         await super()._create_stream(request)
-
-    def _found(self, direct: Direct, request: h11.Request) -> Found | None:
-        """Its route, if it is one that is answered directly, and all of its body is at hand."""
-        path = request.target.partition(b"?")[0]
-        if not path.isascii() or (found := direct.find(request.method.decode("ascii"), path.decode("ascii"))) is None:
-            return None
-        body_bytes = 0
-        for name, value in request.headers:
-            if name == b"content-length":
-                body_bytes = int(value)
-            elif name == b"transfer-encoding":
-                return None
-        is_at_hand = body_bytes <= min(len(self.connection.trailing_data[0]), direct.max_body_bytes)
-        return found if is_at_hand else None
-
-    async def give(self, answer: Answer) -> None:
-        """The whole answer to the request that was last read."""
-        headers = answer.headers + self.config.response_headers("h11")
-        if self.keep_alive_requests >= self.config.keep_alive_max_requests:
-            headers.append((b"connection", b"close"))
-        await self._send_h11_event(h11.Response(status_code=answer.status, headers=headers))
-        if answer.body:
-            await self._send_h11_event(h11.Data(data=answer.body))
-        await self._send_h11_event(h11.EndOfMessage())
-        await super()._maybe_recycle()
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """As Hypercorn's, but a head waits for what follows it, and an end without bytes is no write: one answer, one write."""
@@ -127,37 +98,3 @@ class HttpOnly(H11Protocol):
         await self._send_h11_event(h11.Response(status_code=told.status, headers=told.headers + head + length))
         await self._send_h11_event(h11.Data(data=told.body))
         await self._send_h11_event(h11.EndOfMessage())
-
-
-class _Whole:
-    """In the role of Hypercorn's stream: a request all of which is at hand, and its answer."""
-
-    idle = False
-
-    def __init__(self, protocol: HttpOnly, direct: Direct, found: Found, request: h11.Request) -> None:
-        self._protocol = protocol
-        self._direct = direct
-        self._found = found
-        self._request = request
-        self._body = b""
-
-    async def handle(self, event: Event) -> None:
-        if isinstance(event, Body):
-            self._body += event.data
-        elif isinstance(event, EndBody):
-            await self._protocol.give(await self._direct.answer(self._found, self._asking()))
-
-    def _asking(self) -> Asking:
-        path, _, query = self._request.target.partition(b"?")
-        return Asking(
-            self._request.method.decode("ascii"),
-            "https" if self._protocol.ssl else "http",
-            path.decode("ascii"),
-            query,
-            self._protocol.client,
-            list(self._request.headers),
-            self._read,
-        )
-
-    async def _read(self) -> bytes:
-        return self._body
