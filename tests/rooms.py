@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import msgspec
@@ -76,7 +76,7 @@ class Rooms:
 
     async def sees(self, user_id: UUID, conversation_id: UUID, **place: Any) -> list[dict[str, Any]]:
         page = await self.history.page(user_id=user_id, conversation_id=conversation_id, **{"limit": 100, **place})
-        return [msgspec.json.decode(item) for item in page.items]
+        return cast(list[dict[str, Any]], msgspec.json.decode(msgspec.json.encode(page.items)))
 
     async def texts(self, user_id: UUID, conversation_id: UUID) -> list[str]:
         return [item["content"] for item in await self.sees(user_id, conversation_id) if item["message_type"] == "text"]

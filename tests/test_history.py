@@ -30,7 +30,7 @@ async def walk(rooms: Rooms, user_id: UUID, conversation_id: UUID, *, limit: int
     question: dict[str, Any] = {**place}
     while True:
         page = await rooms.history.page(user_id=user_id, conversation_id=conversation_id, limit=limit, **question)
-        pages.append([msgspec.json.decode(item)["message_id"] for item in page.items])
+        pages.append([item["message_id"] for item in msgspec.json.decode(msgspec.json.encode(page.items))])
         if page.next is None:
             return pages
         question = {"cursor": page.next}

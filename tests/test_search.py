@@ -149,7 +149,7 @@ async def everything(rooms: Rooms, user_id: UUID, conversation_id: UUID) -> list
     cursor = None
     while True:
         page = await rooms.history.page(user_id=user_id, conversation_id=conversation_id, limit=100, cursor=cursor)
-        found += [msgspec.json.decode(item) for item in page.items]
+        found += msgspec.json.decode(msgspec.json.encode(page.items))
         if page.next is None:
             return found
         cursor = page.next

@@ -109,7 +109,7 @@ def add_message_routes(routes: Routes, *, history: History, writer: Writer, rece
             cursor=query.cursor,
             limit=query.limit,
         )
-        return json_answer(b'{"items":[' + b",".join(page.items) + b'],"next":' + msgspec.json.encode(page.next) + b"}")
+        return json_answer(msgspec.json.encode(page))
 
     @routes.route("POST", MESSAGES, body=NewMessage, answers=PostedMessage, status=201, also={200: PostedMessage, 202: QueuedMessage},
                   summary="Send a message")  # fmt: skip

@@ -6,7 +6,6 @@ ascending message_id order whatever the direction, and `next` is null only where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
@@ -15,10 +14,10 @@ from msgspec import Meta
 
 from uim.errors import UIMError, not_found
 from uim.model.ids import MAX_MESSAGE_ID
-from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
+from uim.model.message import DeliveryCounts, Entry
 from uim.store import history
 from uim.store.postgres import Connection, Pool
-from uim.wire.frames import hidden_object, message_object
+from uim.wire.frames import TrackedMessage, hidden_object, tracked_message
 from uim.wire.paging import cursor_of, mark_of
 
 
@@ -29,11 +28,10 @@ class _Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     message_id: Annotated[int, Meta(ge=0, le=MAX_MESSAGE_ID)]
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryPage:
-    """Encoded messages in ascending message_id order. `next` goes on in the page's direction."""
+class HistoryPage(msgspec.Struct, frozen=True):
+    """Messages in ascending message_id order, for msgspec to encode. `next` goes on in the page's direction."""
 
-    items: list[bytes]
+    items: list[TrackedMessage | msgspec.Raw]
     next: str | None
 
 
@@ -72,9 +70,10 @@ class History:
                 entries, next_mark = await look.up(after)
             else:
                 entries, next_mark = await look.down(before if before is not None else MAX_MESSAGE_ID + 1)
-            counts = await history.delivery_counts(tx, sender_id=user_id, conversation_id=conversation_id, entries=entries)
         items = [
-            hidden_object(entry) if entry.message_id in look.hidden else _shown(entry, user_id, counts.get(entry.message_id))
+            tracked_message(entry, own=entry.sender_id == user_id, status=look.counts.get(entry.message_id))
+            if entry.message_id not in look.hidden
+            else msgspec.Raw(hidden_object(entry))
             for entry in entries
         ]
         return HistoryPage(items, cursor_of(next_mark) if next_mark is not None else None)
@@ -92,13 +91,13 @@ class History:
                 return hidden_object(entry)
             own = history.is_own(entry, user_id)
             status = await history.delivery_status(tx, sender_id=user_id, entry=entry) if own else None
-        return _shown(entry, user_id, status)
+        return msgspec.json.encode(tracked_message(entry, own=entry.sender_id == user_id, status=status))
 
 
 class _Look:
     """One member's look at one conversation: entries in ascending order, and where to go on, if anywhere.
 
-    Raises `not_found` for who is no member. `hidden` are those that the member has deleted for themselves.
+    Raises `not_found` for who is no member. `hidden` are those that the member has deleted for themselves, `counts` those of their own.
     """
 
     def __init__(self, tx: Connection, user_id: UUID, conversation_id: UUID, limit: int) -> None:
@@ -106,6 +105,7 @@ class _Look:
         self._who = {"user_id": user_id, "conversation_id": conversation_id}
         self._limit = limit
         self.hidden: set[int] = set()
+        self.counts: dict[int, DeliveryCounts] = {}
 
     async def down(self, below: int) -> tuple[list[Entry], _Mark | None]:
         found = await self._down(below, self._limit + 1)
@@ -137,11 +137,5 @@ class _Look:
         if found is None:
             raise not_found("no such conversation")
         self.hidden |= found.hidden
+        self.counts |= found.counts
         return found.entries
-
-
-def _shown(entry: Entry, user_id: UUID, status: DeliveryCounts | DeliveryStatus | None) -> bytes:
-    shown = message_object(entry, own=entry.sender_id == user_id)
-    if status is None:
-        return shown
-    return shown[:-1] + b',"delivery_status":' + msgspec.json.encode(status) + b"}"

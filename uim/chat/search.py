@@ -24,7 +24,7 @@ from uim.model.message import DeliveryCounts, Entry
 from uim.store import history, search
 from uim.store.postgres import Connection, Pool
 from uim.store.search import Extent
-from uim.wire.frames import check_text, message_object
+from uim.wire.frames import check_text, tracked_message
 from uim.wire.paging import cursor_of, mark_of
 
 MIN_CHARS: Final = 2
@@ -165,7 +165,5 @@ async def _counts(tx: Connection, user_id: UUID, entries: list[Entry]) -> dict[i
 
 
 def _shown(entry: Entry, user_id: UUID, counts: dict[int, DeliveryCounts]) -> bytes:
-    shown = message_object(entry, own=entry.sender_id == user_id)
-    if entry.message_id not in counts:
-        return shown
-    return shown[:-1] + b',"delivery_status":' + msgspec.json.encode(counts[entry.message_id]) + b"}"
+    own, status = entry.sender_id == user_id, counts.get(entry.message_id)
+    return msgspec.json.encode(tracked_message(entry, own=own, status=status))

@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from uim.errors import UIMError, invalid
 from uim.model.ids import MAX_MESSAGE_ID, rfc3339
-from uim.model.message import Entry
+from uim.model.message import DeliveryCounts, DeliveryStatus, Entry
 from uim.model.person import MAX_STATUS_CHARS
 
 MAX_CONTENT_CHARS: Final = 10_000
@@ -139,6 +139,10 @@ class _Message(msgspec.Struct, omit_defaults=True):
 _NO_METADATA: Final = msgspec.Raw(b"{}")
 
 
+def _metadata(entry: Entry) -> msgspec.Raw:
+    return msgspec.Raw(entry.metadata.encode()) if entry.metadata else _NO_METADATA
+
+
 def _message(entry: Entry) -> _Message:
     return _Message(
         entry.message_id,
@@ -148,8 +152,32 @@ def _message(entry: Entry) -> _Message:
         entry.content,
         entry.message_type,
         rfc3339(entry.created_at),
-        msgspec.Raw(entry.metadata.encode()) if entry.metadata else _NO_METADATA,
+        _metadata(entry),
         entry.deleted,
+    )
+
+
+class TrackedMessage(_Message, omit_defaults=True):
+    """A `message` as one user sees it; of their own ones with what has become of them, where that was asked for."""
+
+    client_message_id: str | None = None
+    delivery_status: DeliveryCounts | DeliveryStatus | None = None
+
+
+def tracked_message(entry: Entry, *, own: bool, status: DeliveryCounts | DeliveryStatus | None) -> TrackedMessage:
+    """For pages, which are encoded as a whole: in half the time of as many objects that are joined."""
+    return TrackedMessage(
+        entry.message_id,
+        entry.conversation_id,
+        entry.seq,
+        entry.sender_id,
+        entry.content,
+        entry.message_type,
+        rfc3339(entry.created_at) if status is None else status.sent,
+        _metadata(entry),
+        entry.deleted,
+        entry.client_message_id if own else None,
+        status,
     )
 
 
