@@ -23,7 +23,7 @@ from uim.store.receipts import Reads
 from uim.wire.frames import hidden_object, message_object
 
 # Counted to the limit and no further: an unread counter that is stored is one that is wrong some day. Whoever has hidden nothing,
-# as nearly all, is not asked for each text whether it is hidden.
+# as nearly all, is not asked for each text whether it is hidden; and nobody is asked where nothing `waits`.
 _UNREAD: Final = f"""
     select count(*)::integer as number from (
         select from (select exists (select from hidden_messages any_of where any_of.user_id = p.user_id) as anything offset 0) hides
@@ -39,41 +39,44 @@ _UNREAD: Final = f"""
                 ))
             limit {UNREAD_LIMIT}
         ) waiting
-        where s.conversation_id = p.conversation_id and s.user_id = p.user_id
+        where {{waits}} and s.conversation_id = p.conversation_id and s.user_id = p.user_id
             and coalesce(s.left_message_id, {MAX_MESSAGE_ID}) > p.last_read_message_id
         limit {UNREAD_LIMIT}
     ) counted"""
 
-# A conversation as one viewer sees it, of `g` (conversation_id, user_id). The open stay holds the newest entry, for a member who is in is
-# in up to now. Seat and stay are looked up one by one: joined, they may be read by user, and one with a thousand conversations would be
-# read fifty times.
+# A conversation as one viewer sees it: the viewer's seat is `p`, and what is asked of it is in `c` and `viewer`. The open stay holds the
+# newest entry, for a member who is in is in up to now. Seat and stay are looked up one by one: joined, they may be read by user, and one
+# with a thousand conversations would be read fifty times.
 FACE: Final = f"""
     select p.user_id, p.role, p.last_read_message_id, viewer.read_receipts,
         c.conversation_id, c.type, c.name, c.created_by, c.created_at, c.updated_at, unread.number,
-        exists (select from hidden_messages h where h.user_id = g.user_id and h.message_id = m.message_id),
-        exists (select from receipt_pauses o where o.user_id = g.user_id),
-        exists (select from blocks b where b.user_id = g.user_id) or exists (select from blocks b where b.blocked_id = g.user_id),
+        exists (select from hidden_messages h where h.user_id = p.user_id and h.message_id = m.message_id),
+        exists (select from receipt_pauses o where o.user_id = p.user_id),
+        exists (select from blocks b where b.user_id = p.user_id) or exists (select from blocks b where b.blocked_id = p.user_id),
         {COLUMNS}
-    from {{g}}
+    from {{seat}}
+    cross join lateral (
+        select s.joined_message_id from participations s
+        where s.conversation_id = p.conversation_id and s.user_id = p.user_id and s.left_message_id is null limit 1
+    ) stay
+    left join lateral (
+        select newest.* from messages newest
+        where newest.conversation_id = p.conversation_id and newest.message_id >= stay.joined_message_id
+            and newest.message_type <> 'deletion'
+        order by newest.message_id desc limit 1
+    ) m on true
+    cross join lateral ({_UNREAD.format(waits="m.message_id > p.last_read_message_id")}) unread"""
+_FACES: Final = Statement(
+    b"conversation_faces",
+    FACE.format(
+        seat="""unnest($1::uuid[], $2::uuid[]) as g (conversation_id, user_id)
     cross join lateral (
         select seat.* from conversation_participants seat
         where seat.conversation_id = g.conversation_id and seat.user_id = g.user_id and seat.left_at is null limit 1
     ) p
-    cross join lateral (
-        select s.joined_message_id from participations s
-        where s.conversation_id = g.conversation_id and s.user_id = g.user_id and s.left_message_id is null limit 1
-    ) stay
     join conversations c on c.conversation_id = g.conversation_id and c.deleted_at is null and c.type <> 'self'
-    join users viewer on viewer.user_id = g.user_id
-    left join lateral (
-        select newest.* from messages newest
-        where newest.conversation_id = c.conversation_id and newest.message_id >= stay.joined_message_id
-            and newest.message_type <> 'deletion'
-        order by newest.message_id desc limit 1
-    ) m on true
-    cross join lateral ({_UNREAD}) unread"""
-_FACES: Final = Statement(
-    b"conversation_faces", FACE.format(g="unnest($1::uuid[], $2::uuid[]) as g (conversation_id, user_id)").encode()
+    join users viewer on viewer.user_id = g.user_id"""
+    ).encode(),
 )
 # The values of a `FACE`.
 Face = tuple[Any, ...]
@@ -111,7 +114,7 @@ async def unread(tx: Connection, *, user_id: UUID, conversation_ids: Sequence[UU
     """What the user has not read, per conversation, counted to 100; those that are not theirs are absent."""
     cursor = await tx.execute(
         f"""select p.conversation_id, unread.number from conversation_participants p
-            cross join lateral ({_UNREAD}) unread
+            cross join lateral ({_UNREAD.format(waits="true")}) unread
             where p.user_id = %s and p.conversation_id = any(%s) and p.left_at is null""",
         (user_id, list(conversation_ids)),
         binary=True,

@@ -35,15 +35,21 @@ class Listed(msgspec.Struct, frozen=True):
     view: ConversationView | None
 
 
+# What the face asks for of seat, conversation and viewer has been read for the place already.
+_SEAT: Final = """
+        (select $1::uuid as user_id, l.conversation_id, l.role, l.last_read_message_id where l.left_at is null) p
+        cross join (select l.conversation_id, l.type, l.name, l.created_by, l.created_at, l.updated_at where l.deleted_at is null) c
+        cross join (select l.read_receipts) viewer"""
 # $1: the user; $2, $3, $4: a place, or nulls; $5: how many; $6: since when, in a list of changes. Entries of one batch share their time,
 # so the id decides next; a one-on-one without entries stands where it was made, one that the user is out of where that happened. The
 # clock that stored times are taken from is read before the list is: also where the list is empty.
 _LIST: Final = f"""
-    select statement_timestamp(), listed.at_us, listed.message_id, listed.conversation_id, face.*
+    select statement_timestamp(), l.at_us, l.message_id, l.conversation_id, face.*
     from (values (1)) once
     left join lateral (
         select (extract(epoch from place.at) * 1000000)::bigint as at_us, place.message_id, p.conversation_id,
-            p.left_at is not null as is_out
+            p.left_at, p.role, p.last_read_message_id, (select v.read_receipts from users v where v.user_id = $1::uuid),
+            c.type, c.name, c.created_by, c.created_at, c.updated_at, c.deleted_at
         from conversation_participants p
         join conversations c on c.conversation_id = p.conversation_id and c.type <> 'self'
         left join lateral (
@@ -58,9 +64,9 @@ _LIST: Final = f"""
                 < ($2::bigint, $3::bigint, $4::uuid))
         order by 1 desc, 2 desc, 3 desc
         limit $5::bigint
-    ) listed on true
-    left join lateral ({FACE.format(g="(select listed.conversation_id, $1::uuid as user_id where not listed.is_out) g")}) face on true
-    order by listed.at_us desc, listed.message_id desc, listed.conversation_id desc"""
+    ) l on true
+    left join lateral ({FACE.format(seat=_SEAT)}) face on true
+    order by l.at_us desc, l.message_id desc, l.conversation_id desc"""
 _CHANGED: Final = """
     (p.left_at is null or p.left_at > $6::timestamptz)
     and (p.left_at is not null or newest.created_at > $6 or c.updated_at > $6 or p.last_read_at > $6
@@ -77,6 +83,8 @@ _CHANGED: Final = """
                             order by r.up_to desc limit 1
                         ) > $6))
         ))"""
+# Of a row: after the database's time and the place.
+_FACE: Final = slice(4, None)
 # Two, for the plan of one that asks for changes if there is a `since` is made anew at each call: that took as long as all the rest.
 _ALL: Final = Statement(b"list", _LIST.format(wanted="p.left_at is null").encode())
 _CHANGES: Final = Statement(b"list_of_changes", _LIST.format(wanted=_CHANGED).encode())
@@ -94,8 +102,8 @@ async def listed(
         rows = await tx.rows(_ALL, where)
     else:
         rows = await tx.rows(_CHANGES, [*where, of_moment(changed_since)])
-    views = iter(await conversations.views_with(tx, [row[4:] for row in rows if row[4] is not None]))
-    found = [Listed(Place(*row[1:4]), next(views) if row[4] is not None else None) for row in rows if row[1] is not None]
+    views = iter(await conversations.views_with(tx, [row[_FACE] for row in rows if row[_FACE.start] is not None]))
+    found = [Listed(Place(*row[1:4]), next(views) if row[_FACE.start] is not None else None) for row in rows if row[1] is not None]
     return rows[0][0], found
 
 
