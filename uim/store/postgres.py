@@ -27,6 +27,9 @@ from uim.errors import unavailable
 from uim.log import get_logger
 
 CHECK_AFTER_IDLE_S: Final = 30.0
+# Who has just answered is taken for alive: to look costs a twentieth of a short call. Whose process is ended within that time costs a
+# refusal, as one that is ended just after a look does.
+LOOK_AFTER_IDLE_S: Final = 0.01
 CANCEL_WITHIN_S: Final = 1.0
 # Once the server is known to be away: how long it may take to find out whether it is back.
 ASK_WITHIN_S: Final = 1.0
@@ -314,10 +317,11 @@ class Pool:
     async def _take(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            if connection.looks_dead():
+            idle_s = trio.current_time() - connection.idle_since
+            if idle_s > LOOK_AFTER_IDLE_S and connection.looks_dead():
                 connection.pgconn.finish()
                 continue
-            if trio.current_time() - connection.idle_since > CHECK_AFTER_IDLE_S:
+            if idle_s > CHECK_AFTER_IDLE_S:
                 try:
                     await connection.execute("select 1")
                 except NoAnswer:
