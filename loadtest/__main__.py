@@ -178,7 +178,10 @@ def _chosen(only: str) -> Sequence[Workload[Any]]:
 @click.argument("first", type=READ)
 @click.argument("second", type=READ)
 def compare(first: Path, second: Path) -> None:
-    click.echo(comparison(_report(first), _report(second)))
+    one, other = _report(first), _report(second)
+    click.echo(comparison(one, other))
+    if not {result.workload for result in one.results} & {result.workload for result in other.results}:
+        sys.exit("no workload is in both of them")
 
 
 @main.command("plot", help="Draw a file of results: FILE.png, FILE.svg or FILE.pdf.")

@@ -13,7 +13,7 @@ from loadtest.director import perform
 from loadtest.parameters import option
 from loadtest.plan import Party, Plan
 from loadtest.result import Result
-from loadtest.target import Target
+from loadtest.target import Missing, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,10 @@ class ManyParameters:
 
 
 def run(target: Target, parameters: Parameters) -> Result:
+    if parameters.senders > parameters.members:
+        raise Missing(f"{parameters.senders} who talk, in a group of {parameters.members}")
     group = people.register(target.url, parameters.members)
-    party = Party(people.make_group(target.url, group), group, min(parameters.senders, parameters.members))
+    party = Party(people.make_group(target.url, group), group, parameters.senders)
     plan = Plan("w3", parameters.seconds, parameters.text_bytes, window=parameters.window)
     return perform("w3", target, [party], plan, parameters)
 

@@ -54,7 +54,10 @@ def run(workload: Workload[Any], parameters: Any, place: Place, *, with_ceilings
     """Raises Missing, or one of FAILURES."""
     found = ceilings.measure(CEILING_S) if with_ceilings else {}
     with place.server_for(workload) as target:
-        result = workload.run(target, parameters)
+        try:
+            result = workload.run(target, parameters)
+        except ConnectionError as why:
+            raise Broken(f"{target.url}: {why}") from why
     result.workload = workload.name
     ceilings.add_shares(result, found)
     return result

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from loadtest.frames import Torn, masked_text
+from loadtest.target import Broken
 
 CONFIRM_ENTRIES: Final = 100
 TIME_DIGITS: Final = 20
@@ -155,6 +156,9 @@ class Visitor:
         self.unconfirmed = 0
 
     def _receive(self, said: _Payload, now_ns: int) -> None:
+        # What is sent again comes in pages.
+        if said.message_id <= self.position:
+            raise Broken(f"message {said.message_id} came live after {self.position}: twice, or out of order")
         self._store(said, now_ns, is_timed=self.is_measured)
         self.unconfirmed += 1
 

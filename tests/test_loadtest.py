@@ -35,7 +35,8 @@ from loadtest.plan import Heard, Party, Plan
 from loadtest.result import Report, Result
 from loadtest.sockets import Connection
 from loadtest.specification import Verdict
-from loadtest.target import Broken, Target
+from loadtest.suite import Place, run
+from loadtest.target import Broken, Missing, Target
 from loadtest.workloads import WORKLOADS, Workload
 from tests.house import Server, serving, settings_for
 from uim.wire.frames import websocket_text
@@ -365,6 +366,22 @@ def test_what_cannot_be_done_is_said_before_anything_is_started(
     ran = CliRunner().invoke(commands.main, asked)
     assert ran.exit_code == 2, ran.output
     assert why in ran.output
+
+
+def test_who_does_not_answer_is_named_and_more_talkers_than_members_are_refused() -> None:
+    nowhere, groups = Place("http://127.0.0.1:1"), next(each for each in WORKLOADS if each.name == "w3")
+    with pytest.raises(Broken, match=r"^http://127\.0\.0\.1:1: .*refused"):
+        run(groups, groups.brief, nowhere, with_ceilings=False)
+    with pytest.raises(Missing, match="7 who talk, in a group of 6"):
+        run(groups, replace(groups.brief, senders=7), nowhere, with_ceilings=False)
+
+
+def test_files_without_a_workload_in_common_are_no_comparison(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("one.json", "other.json")]
+    for file, workload in zip(files, ("w1", "w3"), strict=True):
+        result.write(Report({}, [_result(workload, {})]), file)
+    ran = CliRunner().invoke(commands.main, ["compare", *map(str, files)])
+    assert (ran.exit_code, "no workload is in both of them" in ran.output) == (1, True), ran.output
 
 
 @pytest.mark.parametrize("damaged", ["", "AAAA", "HISTF\u20ac", Latencies(Counter({7: 3})).encode()[:-8], "x" * 60])

@@ -56,6 +56,15 @@ def test_a_visitor_counts_what_comes_twice_and_keeps_it_once() -> None:
     assert visitor.repeats == 1
 
 
+@pytest.mark.parametrize("again", [1, 2])
+def test_what_comes_live_twice_or_out_of_order_breaks_a_visitors_promise(again: int) -> None:
+    live = '{"type":"MESSAGE_RECEIVE","payload":{"message_id":%d,"message_type":"text"}}'
+    visitor = Visitor("u", "t", "load")
+    visitor.take([_page(1), (live % 2).encode()], 0)
+    with pytest.raises(Broken, match=f"message {again} came live after 2"):
+        visitor.take([(live % again).encode()], 0)
+
+
 def test_a_visitor_times_what_came_late_in_a_page_and_not_what_it_missed_while_away() -> None:
     def page(message_id: int) -> bytes:
         entry = f'{{"message_id":{message_id},"message_type":"text","content":"{100:020d}"}}'
