@@ -348,8 +348,8 @@ async def _refuse(stream: ByteStream, status: HTTPStatus, detail: str) -> None:
 async def _turn_away(tcp: trio.SocketStream, peer: Peer) -> None:
     if peer.tls:
         return  # A handshake is what an attacker would like us to pay for.
-    # A fresh socket's buffer takes it whole; the deadline is for what we did not think of.
     busy = refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "too many connections", retry_after_s=10)
+    # A fresh socket's buffer takes it whole; the deadline is for what we did not think of.
     with trio.move_on_after(1), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await tcp.send_all(busy)
         await tcp.send_eof()
