@@ -11,30 +11,27 @@ declare
 begin
     perform log_lock();
     select t.next_id, greatest(t.last_at, clock_timestamp()) into v_next, v_at from log_tail() t;
+    if cardinality(p_conversations) = 1 then
+        ord := 1;
+        select v.verdict, v.known_id, v.known_seq, v.known_at into outcome, message_id, seq, created_at
+            from log_verdict(p_conversations[1], p_senders[1], p_client_ids[1], p_hashes[1]) v;
+        if outcome = 'accepted' then
+            insert into messages as m
+                (message_id, conversation_id, seq, sender_id, client_message_id, content_hash, content, metadata, created_at)
+            values (v_next, p_conversations[1],
+                coalesce((select l.seq from messages l where l.conversation_id = p_conversations[1] order by l.seq desc limit 1), 0) + 1,
+                p_senders[1], p_client_ids[1], p_hashes[1], p_contents[1], p_metadata[1]::jsonb, v_at)
+            returning 'inserted', m.message_id, m.seq, m.created_at into outcome, message_id, seq, created_at;
+        end if;
+        return next;
+        return;
+    end if;
     return query
     with given as materialized (
         select * from unnest(p_conversations, p_senders, p_client_ids, p_hashes, p_contents, p_metadata)
             with ordinality as g (conversation_id, sender_id, client_id, hash, content, metadata, ord)
     ), judged as materialized (
-        -- Known repeats come before every refusal: who was told "sent" once is told so again.
-        select g.*, known.message_id as known_id, known.seq as known_seq, known.created_at as known_at,
-            case
-                when known.message_id is not null then
-                    case when known.conversation_id = g.conversation_id and known.content_hash = g.hash then 'duplicate' else 'conflict' end
-                when p.user_id is null or p.left_at is not null or c.deleted_at is not null or c.type = 'self' then 'not_found'
-                when sender.deleted_at is not null then 'forbidden'
-                when c.type = 'group' then 'accepted'
-                when exists (select from blocks b where b.user_id = g.sender_id and b.blocked_id = other.user_id) then 'blocked'
-                when exists (select from blocks b where b.user_id = other.user_id and b.blocked_id = g.sender_id) then 'forbidden'
-                when other.deleted_at is not null then 'forbidden'
-                else 'accepted'
-            end as verdict
-        from given g
-        left join messages known on known.sender_id = g.sender_id and known.client_message_id = g.client_id
-        left join conversations c on c.conversation_id = g.conversation_id
-        left join conversation_participants p on p.conversation_id = g.conversation_id and p.user_id = g.sender_id
-        left join users sender on sender.user_id = g.sender_id
-        left join users other on c.type = 'one_on_one' and other.user_id = case when c.pair[1] = g.sender_id then c.pair[2] else c.pair[1] end
+        select g.*, v.* from given g cross join lateral log_verdict(g.conversation_id, g.sender_id, g.client_id, g.hash) v
     ), copies as (
         select j.*, row_number() over (partition by j.sender_id, j.client_id order by j.ord) as copy from judged j where j.verdict = 'accepted'
     ), firsts as materialized (
@@ -95,6 +92,31 @@ begin
         raise exception 'the log has no epoch yet';
     end if;
 end $$;
+
+CREATE FUNCTION public.log_verdict(p_conversation uuid, p_sender uuid, p_client_id text, p_hash bytea) RETURNS TABLE(verdict text, known_id bigint, known_seq bigint, known_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select
+        case
+            when known.message_id is not null then
+                case when known.conversation_id = p_conversation and known.content_hash = p_hash then 'duplicate' else 'conflict' end
+            when p.user_id is null or p.left_at is not null or c.deleted_at is not null or c.type = 'self' then 'not_found'
+            when sender.deleted_at is not null then 'forbidden'
+            when c.type = 'group' then 'accepted'
+            when exists (select from blocks b where b.user_id = p_sender and b.blocked_id = other.user_id) then 'blocked'
+            when exists (select from blocks b where b.user_id = other.user_id and b.blocked_id = p_sender) then 'forbidden'
+            when other.deleted_at is not null then 'forbidden'
+            else 'accepted'
+        end, known.message_id, known.seq, known.created_at
+    from (select) as one
+    left join lateral (
+        select m.* from messages m where m.sender_id = p_sender and m.client_message_id = p_client_id limit 1
+    ) known on true
+    left join conversations c on c.conversation_id = p_conversation
+    left join conversation_participants p on p.conversation_id = p_conversation and p.user_id = p_sender
+    left join users sender on sender.user_id = p_sender
+    left join users other on c.type = 'one_on_one' and other.user_id = case when c.pair[1] = p_sender then c.pair[2] else c.pair[1] end
+$$;
 
 CREATE FUNCTION public.newest_in_stays(p_conversation uuid, p_user uuid, p_up_to bigint) RETURNS bigint
     LANGUAGE sql STABLE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -135,6 +136,53 @@ async def test_created_at_never_goes_back_even_if_the_clock_does(tx: Connection)
         tx, conversation_id=group, sender_id=alice, server_key=uuid4(), message_type="system", metadata="{}"
     )
     assert own.created_at == ahead
+
+
+async def strange_drafts(tx: Connection, chance: random.Random) -> list[Draft]:
+    """Texts of every fate in a random order, some twice, some under a key that another has."""
+    ann, ben, cem, dov, eve, fay = users = [await add_user(tx, f"user{n}") for n in range(6)]
+    group, closed = await add_group(tx, ann, ben), await add_group(tx, ann, ben)
+    await tx.execute("update conversations set deleted_at = now() where conversation_id = %s", (closed,))
+    await tx.execute("update users set deleted_at = now() where user_id = any(%s)", ([eve, fay],))
+    await tx.execute("insert into blocks (user_id, blocked_id) values (%s, %s)", (ann, dov))
+    pairs = [await add_pair(tx, ann, other) for other in (ben, dov, eve)] + [await add_pair(tx, fay, ben), await add_pair(tx, cem, cem)]
+    said = [text(group, ann), text(pairs[0], ben)]
+    await messages.append(tx, said)
+    drafts = [text(place, user) for place in (group, closed, *pairs, uuid4()) for user in users]
+    drafts += [*said, replace(said[0], content="other")]
+    chance.shuffle(drafts)
+    for first in chance.sample(drafts, 20):
+        # Elsewhere only where its sender may write: of what is refused anyway a batch tells the refusal, and one by one the conflict.
+        is_free = first.sender_id in (ann, ben) and first.conversation_id in (group, pairs[0])
+        elsewhere = chance.choice([group, pairs[0]]) if is_free else first.conversation_id
+        again = replace(first, conversation_id=elsewhere, content=chance.choice(["hello", "other"]))
+        drafts.insert(chance.randrange(len(drafts) + 1), again)
+    return drafts
+
+
+async def add_pair(tx: Connection, one: UUID, other: UUID) -> UUID:
+    """The one-on-one of two users; a user's own notes if they are one and the same."""
+    pair = uuid4()
+    kind, both = ("self", None) if one == other else ("one_on_one", sorted([one, other]))
+    await tx.execute(
+        "insert into conversations (conversation_id, type, created_by, pair) values (%s, %s, %s, %s)", (pair, kind, one, both)
+    )
+    for user in {one, other}:
+        await tx.execute("insert into conversation_participants (conversation_id, user_id) values (%s, %s)", (pair, user))
+    return pair
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_batch_says_of_each_text_what_is_said_when_it_comes_alone(tx: Connection, seed: int) -> None:
+    drafts = await strange_drafts(tx, random.Random(seed))
+    log = "select message_id, conversation_id, seq, sender_id, client_message_id, content, content_hash from messages order by 1"
+    async with tx.transaction(force_rollback=True):
+        together = [(o.verdict, o.message_id, o.seq) for o in await messages.append(tx, drafts)]
+        log_together = await rows(tx, log)
+    alone = [(o.verdict, o.message_id, o.seq) for draft in drafts for o in await messages.append(tx, [draft])]
+    assert together == alone
+    assert await rows(tx, log) == log_together
+    assert {verdict for verdict, *_ in alone} == {"inserted", "duplicate", "conflict", "not_found", "forbidden", "blocked"}
 
 
 # --- the lock is a statement of its own ---

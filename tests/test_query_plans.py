@@ -184,13 +184,20 @@ async def test_a_silent_conversation_among_few_busy_ones_is_not_looked_for_in_al
     )  # fmt: skip
 
 
-async def test_appending_reads_by_index_even_if_its_plans_were_made_while_the_log_was_empty(database_url: str) -> None:
-    async with await connect(database_url, name="writer", settings=PLANS) as tx:
+@pytest.mark.parametrize("is_analyzed", [False, True])
+async def test_appending_reads_by_index_even_if_its_plans_were_made_while_the_log_was_empty(
+    database_url: str, is_analyzed: bool
+) -> None:
+    async with await connect(database_url, name="fill") as other, await connect(database_url, name="writer", settings=PLANS) as tx:
         await epochs.settle(tx)
-        for _ in range(8):
-            await messages.append(tx, [text(uuid4(), uuid4())])
-        async with await connect(database_url, name="fill") as other:
-            await fill(other, _filling(GROUPS))
+        if is_analyzed:
+            await other.execute("alter table messages set (autovacuum_enabled = false)")
+            await other.execute("analyze messages")
+        for size in (1, 2):
+            for _ in range(8):
+                await messages.append(tx, [text(uuid4(), uuid4()) for _ in range(size)])
+        other.answer_within_s = 50
+        await other.execute((_filling(GROUPS) + ("" if is_analyzed else "analyze")).encode())
         log = await at(tx, user=100, group=100)
         batch = [text(log.group, log.alice) for _ in range(64)]
 
