@@ -58,6 +58,14 @@ def test_a_signature_misses_no_word_that_is_there(before: str, wanted: str, afte
         assert all(signature[bit >> 3] >> (bit & 7) & 1 for bit in probes)
 
 
+def test_a_signature_that_is_made_in_pieces_misses_no_word_between_two() -> None:
+    seeded = random.Random(5)
+    words = ["".join(seeded.choices("etaoinshrdlu", k=size)) for size in (4 * folding.PIECE_CHARS, *range(2, 60))]
+    signature = signature_of(" ".join(words))
+    grams = {word[at : at + size] for word in words for size in (2, 3) for at in range(len(word) - size + 1)}
+    assert all(signature[bit >> 3] >> (bit & 7) & 1 for gram in grams for bit in probes_of(gram))
+
+
 def test_a_signature_misses_most_words_that_are_not_there() -> None:
     seeded = random.Random(3)
     words = ["".join(seeded.choices("etaoinshrdlu", k=seeded.randint(2, 8))) for _ in range(2_000)]

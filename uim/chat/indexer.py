@@ -2,7 +2,7 @@
 
 Each process runs one; the one that finds the position free does the step. Rule: whatever is not packed yet search reads from
 the log, so this room may be late, and stop, without anybody missing a message; at most half of its time is spent working, and
-after each block it makes room for those who talk: where all talk alike, all their blocks are full at once.
+after each piece of a block it makes room for those who talk: where all talk alike, all their blocks are full at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import UUID
 import trio
 
 from uim.log import get_logger
-from uim.model.folding import SEPARATOR, fold, signature_of
+from uim.model.folding import SEPARATOR, Signing, fold
 from uim.store import packing
 from uim.store.packing import BLOCK_BYTES, BLOCK_ENTRIES, Block, Packed, Span, Unpacked
 from uim.store.postgres import Connection, ConnectionLost, connect
@@ -22,7 +22,7 @@ from uim.store.postgres import Connection, ConnectionLost, connect
 STEP_EVERY_S: Final = 1.0
 DROP_EVERY_S: Final = 600.0
 REST_S: Final = 2.0
-# Rest after a block, as a share of what it took.
+# Rest after a piece of a block, as a share of what it took.
 REST_SHARE: Final = 3.0
 # No step waits for its commit to be on the disk: what a crash takes back is packed again.
 _SETTINGS: Final = {"synchronous_commit": "off", "statement_timeout": "4000"}
@@ -94,15 +94,13 @@ async def drop(tx: Connection) -> bool:
 async def _pack(tx: Connection, span: Span, *, above: int) -> None:
     for due in span.due:
         for entries in full_runs(await packing.unpacked(tx, due, above=above)):
-            began_at = trio.current_time()
-            block = block_of(due.conversation_id, entries)
-            await trio.sleep(REST_SHARE * (trio.current_time() - began_at))
-            await packing.add_block(tx, block)
+            await packing.add_block(tx, await block_of(due.conversation_id, entries))
     # What was deleted is in no answer already; here it leaves the block's text.
     for message_id in span.deleted:
         around = await packing.block_around(tx, message_id)
         if around is not None:
-            await packing.replace_block(tx, block_of(around.conversation_id, await packing.unpacked(tx, around, above=0)))
+            entries = await packing.unpacked(tx, around, above=0)
+            await packing.replace_block(tx, await block_of(around.conversation_id, entries))
 
 
 def full_runs(entries: list[Unpacked]) -> Iterator[list[Unpacked]]:
@@ -117,7 +115,12 @@ def full_runs(entries: list[Unpacked]) -> Iterator[list[Unpacked]]:
             run, size_bytes = [], 0
 
 
-def block_of(conversation_id: UUID, entries: list[Unpacked]) -> Block:
-    """A block of these entries, ready to be stored. Takes a millisecond for 64 texts."""
+async def block_of(conversation_id: UUID, entries: list[Unpacked], *, rest_share: float = REST_SHARE) -> Block:
+    """A block of these entries, ready to be stored: milliseconds of work, with a rest after each piece of it."""
+    began_at = trio.current_time()
     folded = SEPARATOR.join(fold(entry.text) for entry in entries)
-    return Block(conversation_id, entries, signature_of(folded), folded)
+    signing = Signing(folded)
+    for _ in signing:
+        await trio.sleep(rest_share * (trio.current_time() - began_at))
+        began_at = trio.current_time()
+    return Block(conversation_id, entries, signing.signature, folded)

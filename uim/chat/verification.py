@@ -160,7 +160,7 @@ async def _pack_on(tx: Connection, conversation_id: UUID) -> bool:
             return False
         packed = 0
         for entries in full_runs(await packing.unpacked(tx, Due(conversation_id, *stretch), above=at.horizon)):
-            await packing.add_block(tx, block_of(conversation_id, entries))
+            await packing.add_block(tx, await block_of(conversation_id, entries, rest_share=0.0))
             packed += 1
         return packed > 0
 
