@@ -30,6 +30,7 @@ FLOOR_OF = {
     "live": FRONTS,
     "admin": FRONTS,
     "listener": FRONTS,
+    "head": FRONTS,
     "server": SERVER,
     "cli": ROOF,
     "__main__": ROOF,

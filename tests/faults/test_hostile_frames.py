@@ -79,7 +79,7 @@ async def test_a_flood_of_pings_unread_is_read_no_further_than_its_pace(server: 
         session = session_of(server, eve)
         paid = MOST_SAVED + (trio.current_time() - began) * EARNED_PER_S
         # What was read off the socket and is no frame yet is one read at most.
-        assert len(session._ws._wsproto.connection._proto._frame_decoder.buffer) <= 2 * 16 * 1024
+        assert len(session._ws._wsproto._proto._frame_decoder.buffer) <= 2 * 16 * 1024
         assert session.outbox.size < 1_000
         assert paid < said * 500, "the flood outran what a connection may save up"
 

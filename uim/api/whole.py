@@ -1,7 +1,7 @@
 """A request that has come whole and alone in one piece, as nearly all of ours do, and its answer as one piece.
 
-h11 and Hypercorn's events around it cost a quarter of a page of history; httptools (Node's llhttp) reads a head in a twentieth of
-that time. Rule: in doubt a request is not whole. What is read here h11 reads alike (tests/test_whole.py); the rest is left to h11.
+h11 and Hypercorn's events around it cost a quarter of a page of history. Rule: in doubt a request is not whole. What is read here
+h11 reads alike (tests/test_whole.py); the rest is left to h11.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Final
 
-import httptools
 import msgspec
 
 from uim.api.answers import Answer
-from uim.listener import MAX_FIELDS, MAX_HEAD_BYTES
+from uim.head import head_of
 
 # Who sends one of these wants more than an answer, or sends a body in another way.
 _ASKS_MORE: Final = frozenset({b"transfer-encoding", b"upgrade", b"http2-settings", b"expect"})
@@ -39,46 +38,17 @@ class Whole(msgspec.Struct, frozen=True):
         return self.body
 
 
-class _Head:
-    """What httptools tells while it reads."""
-
-    __slots__ = ("fields", "is_read", "target")
-
-    def __init__(self) -> None:
-        self.target = b""
-        self.fields: list[tuple[bytes, bytes]] = []
-        self.is_read = False
-
-    def on_url(self, target: bytes) -> None:
-        self.target += target
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name.lower(), value.strip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        self.is_read = True
-
-
 def whole_of(data: bytes) -> Whole | None:
     """The request that these bytes are, from the first to the last; None if they are more or less, or one that asks for more."""
     end = data.find(b"\r\n\r\n") + 4
-    if not 4 <= end <= MAX_HEAD_BYTES:
+    head = head_of(data[:end])
+    if head is None or head.asks_for_upgrade:
         return None
-    head = _Head()
-    parser = httptools.HttpRequestParser(head)
-    try:
-        parser.feed_data(data[:end])
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    method = parser.get_method()
-    # llhttp forgives blanks about the target, and lines before the first.
-    if not head.is_read or len(head.fields) > MAX_FIELDS or not data.startswith(b"%b %b HTTP/1.1\r\n" % (method, head.target)):
-        return None
-    goes_on = _goes_on(head.fields, len(data) - end)
-    if goes_on is None or not head.target.isascii():
+    goes_on = _goes_on(head.headers, len(data) - end)
+    if goes_on is None:
         return None
     path, _, query = head.target.partition(b"?")
-    return Whole(method.decode("ascii"), path.decode("ascii"), query, head.fields, data[end:], goes_on)
+    return Whole(head.method.decode("ascii"), path.decode("ascii"), query, head.headers, data[end:], goes_on)
 
 
 def _goes_on(fields: list[tuple[bytes, bytes]], body_bytes: int) -> bool | None:

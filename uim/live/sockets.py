@@ -15,12 +15,12 @@ from typing import Any, Final, cast
 import trio
 import wsproto.events
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
-from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.connection import ConnectionState
 from wsproto.events import Request
-from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError
 
 from uim.listener import ByteStream
+from uim.live.handshake import Upgrading
 from uim.live.pacing import SCRAP, SMALL_PIECE_CHARS, Pace
 from uim.wire.frames import MAX_FRAME_IN_BYTES
 
@@ -80,14 +80,6 @@ class FrameStream(trio.abc.Stream):
         self._beneath.hang_up()
 
 
-class _Over:
-    """In place of a handshake that is over: it has no events."""
-
-    @staticmethod
-    def events() -> tuple[()]:
-        return ()
-
-
 class _NoChannel:
     """In place of trio-websocket's channel: messages are handed on by the task that reads them."""
 
@@ -130,7 +122,7 @@ class ServerSocket(WebSocketConnection):
     def __init__(self, stream: FrameStream) -> None:
         super().__init__(
             stream,
-            wsproto.WSConnection(ConnectionType.SERVER),
+            Upgrading(),
             max_message_size=MAX_FRAME_IN_BYTES,
             receive_buffer_size=RECEIVE_BYTES,
         )
@@ -156,9 +148,9 @@ class ServerSocket(WebSocketConnection):
 
     def forget_handshake(self) -> None:
         """The upgrade is over: what parsed it, some 3 KB, is asked nothing any more."""
-        self._wsproto.handshake = cast(H11Handshake, _Over)
         if (connection := self._wsproto.connection) is not None:
             connection._events = cast(Any, _Events(connection._events))
+            self._wsproto = cast(Any, connection)
 
     async def read(self, hear: Hear) -> None:
         """Give each message to `hear`, the next when it has returned, until the peer has gone or is sent away.
