@@ -18,9 +18,11 @@ from uim.chat.writer import MAX_WAITING
 from uim.errors import UIMError
 from uim.model.message import Draft
 from uim.store import messages
-from uim.store.postgres import Connection
+from uim.store.postgres import Connection, connect
 
 pytestmark = pytest.mark.timeout(30)
+
+HERE = "datname = current_database()"
 
 
 @dataclass
@@ -57,6 +59,36 @@ async def test_what_waits_becomes_batches_in_the_order_of_the_line(scene: Scene)
     assert [entry.message_id for entry in scene.desk.appended] == ids
     entry = scene.desk.appended[7]
     assert (entry.seq, entry.content, entry.sender_id, entry.client_message_id) == (7, "text 7", scene.bob, "m7")
+
+
+async def test_a_batch_is_told_of_while_the_database_works_at_the_next_whatever_becomes_of_that(scene: Scene, database_url: str) -> None:
+    writer, lock = scene.desk.writer, "select pg_advisory_xact_lock(7308604897285272429)"
+    async with await connect(database_url, name="first") as first, await connect(database_url, name="then") as then:
+        async with trio.open_nursery() as nursery, then.transaction():
+            async with first.transaction():
+                await first.execute(lock)
+                one = submit(writer, text(scene.pair, scene.alice, "a"))
+                await until_waiting(first, 1)
+                two = submit(writer, text(scene.pair, scene.alice, "b"))
+                nursery.start_soon(then.execute, lock)
+                await until_waiting(first, 2)
+                connection = writer._tx
+            assert await one.all() == [4]
+            assert writer._tx is connection, "the second has not been given up meanwhile"
+            await until_waiting(first, 1)
+            assert [entry.message_id for entry in scene.desk.appended] == [4] and two.came == []
+            await first.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'uim writer' and {HERE}")
+            three = submit(writer, text(scene.pair, scene.alice, "c"))
+        assert (await two.all(), await three.all()) == ([5], [6])
+    assert [entry.message_id for entry in scene.desk.appended] == [4, 5, 6]
+
+
+async def until_waiting(tx: Connection, count: int) -> None:
+    """Until so many wait for the log's lock."""
+    with trio.fail_after(5):
+        waiting = f"select count(*) from pg_locks l join pg_database d on d.oid = l.database where {HERE}"
+        while await (await tx.execute(f"{waiting} and locktype = 'advisory' and not granted")).fetchone() != (count,):
+            await trio.sleep(0.002)
 
 
 async def test_poison_is_halved_until_it_stands_alone_and_the_others_are_stored_in_order(scene: Scene) -> None:

@@ -77,7 +77,7 @@ async def test_what_was_committed_unheard_is_not_handed_on_from_memory_and_reach
         epochs=Epochs(link, log_id=uuid4(), position=lambda: tailer.position, on_begun=lambda epoch: None),
         switchboard=Switchboard(devices_per_user=20),
         memberships=Memberships(),
-        origin_of=scene.desk.writer.origin_of,
+        origin_of=scene.desk.writer.origins.of,
         on_changed=lambda conversation_id: None,
         on_logins_ended=lambda login_ids: None,
         bus_is_up=lambda: True,
@@ -94,7 +94,7 @@ async def test_what_was_committed_unheard_is_not_handed_on_from_memory_and_reach
                 await trio.sleep(0.005)
         nursery.cancel_scope.cancel()
     assert [(entry.message_id, entry.content) for entry in tailer.ring][-1] == (posted.message_id, "hello")
-    assert scene.desk.writer.origin_of(tailer.ring[-1]) == origin, "the sender's own connection has the ack instead"
+    assert scene.desk.writer.origins.of(tailer.ring[-1]) == origin, "the sender's own connection has the ack instead"
 
 
 async def test_a_whole_batch_whose_answer_is_lost_stands_once_in_its_order(scene: Scene) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.laws import Observer
-from uim.chat import catchup, memberships, outbox, spool, tailer, writer
+from uim.chat import catchup, line, memberships, outbox, spool, tailer, writer
 from uim.chat.outbox import Outbox
 from uim.chat.receipts import Receipts
 from uim.chat.spool import Spool
@@ -27,6 +27,7 @@ SMALL: list[tuple[Any, str, int]] = [
     (tailer, "READ_ENTRIES", 12),
     (tailer, "HAND_ON_AT_ONCE", 5),
     (writer, "MAX_BATCH", 6),
+    (line, "MAX_BATCH", 6),
     (spool, "MAX_BATCH", 3),
     (writer, "MAX_WAITING", 24),
     (memberships, "MAX_CONVERSATIONS", 3),
@@ -100,8 +101,8 @@ def _writer(room: Writer) -> list[tuple[str, int, int]]:
         ("waiting for the writer", room.waiting, line_most),
         ("waiting for the database", len(room._kept), spooled_most + line_most),
         ("queued", room.queued, spooled_most),
-        ("origins of texts", len(room._origins), spooled_most + line_most + writer.MAX_BATCH),
-        ("origins found", len(room._found), writer.MAX_BATCH + 1),
+        ("origins of texts", len(room.origins.unanswered), spooled_most + line_most + writer.MAX_BATCH),
+        ("origins found", len(room.origins.found), writer.MAX_BATCH + 1),
     ]
 
 

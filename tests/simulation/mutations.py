@@ -78,11 +78,11 @@ def stood_in(module: Any, **functions: Any) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _acks_before_the_commit() -> Iterator[None]:
-    async def append(tx: Connection, drafts: Sequence[Any]) -> list[Outcome]:
+    async def append(tx: Connection, drafts: Sequence[Any], meanwhile: Callable[[], None]) -> list[Outcome]:
         """As with synchronous_commit off: the answer is there before the commit, which may fail."""
         outcomes = tx.database.tables.copy().append(drafts, now())
         try:
-            await store.append(tx, drafts)
+            await store.append(tx, drafts, meanwhile)
         except Exception:
             if tx.database.chance.random() < 0.5:
                 raise
@@ -96,13 +96,13 @@ def _acks_before_the_commit() -> Iterator[None]:
 def _repeats_under_another_id() -> Iterator[None]:
     tried: set[str] = set()
 
-    async def append(tx: Connection, drafts: Sequence[Any]) -> list[Outcome]:
+    async def append(tx: Connection, drafts: Sequence[Any], meanwhile: Callable[[], None]) -> list[Outcome]:
         keyed = [
             replace(draft, client_message_id=f"{draft.client_message_id}/2") if draft.client_message_id in tried else draft
             for draft in drafts
         ]
         tried.update(draft.client_message_id for draft in drafts)
-        return await store.append(tx, keyed)
+        return await store.append(tx, keyed, meanwhile)
 
     with stood_in(messages, append=append):
         yield

@@ -24,7 +24,8 @@ from uim.store.receipts import Advance
 # -- messages ---------------------------------------------------------------------------------------------------------------
 
 
-async def append(tx: Connection, drafts: Sequence[Draft]) -> list[Outcome]:
+async def append(tx: Connection, drafts: Sequence[Draft], meanwhile: Callable[[], None] = lambda: None) -> list[Outcome]:
+    meanwhile()
     return await tx.change("append", lambda tables: tables.append(drafts, now()))
 
 

@@ -226,7 +226,7 @@ def build_house(settings: Settings, *, log_id: UUID, passwords: Passwords) -> Ho
         epochs=epochs,
         switchboard=switchboard,
         memberships=memberships,
-        origin_of=writer.origin_of,
+        origin_of=writer.origins.of,
         on_changed=announcements.changed,
         on_logins_ended=on_logins_ended,
         bus_is_up=lambda: link.hears,

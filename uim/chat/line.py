@@ -5,16 +5,16 @@ Rule: an item is answered to the end exactly once, whatever becomes of it; a tex
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 import trio
 
-from uim.chat.appending import Append
+from uim.chat.appending import MAX_BATCH, Append
 from uim.errors import UIMError
-from uim.model.message import Draft, Posted, Queued
+from uim.model.message import Draft, Entry, Posted, Queued
 from uim.store.postgres import Connection
 
 T = TypeVar("T")
@@ -55,6 +55,34 @@ class Text:
     def answer(self, what: Posted | Queued | UIMError) -> None:
         for answer in self.answers:
             answer(what)
+
+    def is_repeated_by(self, draft: Draft) -> bool:
+        """Of two with one key."""
+        return self.draft.conversation_id == draft.conversation_id and self.draft.content_hash == draft.content_hash
+
+
+class Origins:
+    """The session that has sent a text, until its commit is answered: the tailer may read it from the database first."""
+
+    def __init__(self) -> None:
+        self.unanswered: dict[Key, UUID] = {}
+        # The same for commits whose answer was lost: what a repeat found in the log. Bounded; a miss costs one extra frame.
+        self.found: OrderedDict[int, UUID] = OrderedDict()
+
+    def of(self, entry: Entry) -> UUID | None:
+        waiting = self.unanswered.get((entry.sender_id, entry.client_message_id or ""))
+        return waiting or self.found.get(entry.message_id)
+
+    def enter(self, draft: Draft) -> None:
+        if draft.origin is not None:
+            self.unanswered[draft.sender_id, draft.client_message_id] = draft.origin
+
+    def find(self, draft: Draft, message_id: int) -> None:
+        """A repeat of it stands there in the log."""
+        if draft.origin is not None:
+            self.found[message_id] = draft.origin
+            if len(self.found) > MAX_BATCH:
+                self.found.popitem(last=False)
 
 
 class Verb(Generic[T]):

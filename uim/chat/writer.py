@@ -9,7 +9,7 @@ line stays in its order: texts are copied into the spool and answered "queued", 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
@@ -19,7 +19,7 @@ from uuid import UUID
 import trio
 
 from uim.chat.appending import MAX_BATCH, PLANS, Append, append_apart, entry_key, inserted, judged
-from uim.chat.line import Answer, Keeper, Key, Line, Text, Verb
+from uim.chat.line import Answer, Keeper, Key, Line, Origins, Text, Verb
 from uim.chat.outage import REST_S, Outage
 from uim.errors import UIMError, unavailable
 from uim.log import get_logger
@@ -39,6 +39,8 @@ GIVE_UP_AFTER_S: Final = 8.0
 PATIENCE_S: Final = 1.0
 WRITERS: Final = Deadlines(connect_s=2.0, answer_s=3.5)
 LOOK_EVERY_S: Final = 0.1
+# A batch is told of while the database works at the next. Where more than this wait, before: its senders make that one larger.
+FEW: Final = 8
 # Of a drain's time, what a database that may be hung has. Asking it to cancel takes another second, the spool up to two.
 APPENDS_SHARE: Final = 0.25
 
@@ -81,14 +83,12 @@ class Writer:
         self._append_by = self._end_at = inf
         self._under_way = trio.CancelScope()
         self._in_hand: list[Text | Verb[Any]] = []
+        self._last: Callable[[], None] | None = None
         self.drained = trio.Event()
         # For metrics: plain numbers, read at a scrape.
         self.appended = self.appends = self.dead_letters = 0
         self.epoch = Epoch(0, 0, 0)
-        # The session of each text whose commit is not yet answered: the tailer may read it from the database first.
-        self._origins: dict[Key, UUID] = {}
-        # The same for commits whose answer was lost: what a repeat found in the log. Bounded; a miss costs one extra frame.
-        self._found: OrderedDict[int, UUID] = OrderedDict()
+        self.origins = Origins()
 
     # -- for senders ------------------------------------------------------------------------------------------------------
 
@@ -99,13 +99,12 @@ class Writer:
         UIMError `unavailable` when the line is full or the process is going down.
         """
         queued = self._queued.get((draft.sender_id, draft.client_message_id)) if self._queued else None
-        if queued is not None and _same(queued.draft, draft):
+        if queued is not None and queued.is_repeated_by(draft):
             queued.answers.append(answer)
             answer(QUEUED)
             return
         self._enter(Text(draft, answer, trio.current_time() + self._give_up_after_s))
-        if draft.origin is not None:
-            self._origins[draft.sender_id, draft.client_message_id] = draft.origin
+        self.origins.enter(draft)
 
     async def post(self, draft: Draft) -> Posted | Queued:
         """Append a text and wait for the commit, or until it is queued. Raises its refusal. Cancelled: it may still be appended."""
@@ -138,11 +137,6 @@ class Writer:
         if verb.failure is not None:
             raise verb.failure
         return verb.result  # type: ignore[return-value]  # set whenever failure is not
-
-    def origin_of(self, entry: Entry) -> UUID | None:
-        """The session that sent this entry, while its commit is being answered."""
-        waiting = self._origins.get((entry.sender_id, entry.client_message_id or ""))
-        return waiting or self._found.get(entry.message_id)
 
     def _enter(self, item: Text | Verb[Any]) -> None:
         if self._closing or len(self._line) >= MAX_WAITING:
@@ -177,6 +171,7 @@ class Writer:
             while not self._is_done():
                 await self._turn()
             nursery.cancel_scope.cancel()
+        self._tell_last()
         for item in (*self._kept, *self._line):
             if isinstance(item, Verb):
                 item.fail(unavailable())
@@ -243,13 +238,24 @@ class Writer:
         drafts = [text.draft for text in batch]
         assert self._tx is not None
         try:
-            outcomes = await append_apart(partial(messages.append, self._tx), drafts)
+            outcomes = await append_apart(partial(messages.append, self._tx, meanwhile=self._tell_last), drafts)
         except ConnectionLost as lost:
             line.extendleft(reversed(batch))
             self._lose(lost)
             return
+        finally:
+            self._tell_last()
         self._outage.ended()
-        self._tell(batch, drafts, outcomes)
+        self._last = partial(self._tell, batch, drafts, outcomes)
+        following = self._kept or self._line
+        if not (0 < len(following) <= FEW and isinstance(following[0], Text)):
+            self._tell_last()
+
+    def _tell_last(self) -> None:
+        """Of the batch before; where another follows, as soon as the database has that one to work on."""
+        last, self._last = self._last, None
+        if last is not None:
+            last()
 
     def _tell(self, batch: list[Text], drafts: list[Draft], outcomes: list[messages.Outcome | DatabaseError]) -> None:
         """Hand on what was inserted, then answer everybody: no await, so nobody sees half of it."""
@@ -262,10 +268,8 @@ class Writer:
                 self._bury(text.draft, outcome)
                 self._answer(text, UIMError("internal", "this message could not be stored"))
                 continue
-            if outcome.verdict == "duplicate" and text.draft.origin is not None and outcome.message_id is not None:
-                self._found[outcome.message_id] = text.draft.origin
-                if len(self._found) > MAX_BATCH:
-                    self._found.popitem(last=False)
+            if outcome.verdict == "duplicate" and outcome.message_id is not None:
+                self.origins.find(text.draft, outcome.message_id)
             self._answer(text, judged(outcome))
         if self._spool is not None and (spooled := [text for text in batch if text.spool_id is not None]):
             self._spool.forget([text.spool_id or "" for text in spooled], [text.draft for text in spooled])
@@ -276,7 +280,7 @@ class Writer:
                   client_message_id=draft.client_message_id)  # fmt: skip
 
     def _answer(self, text: Text, what: Posted | UIMError) -> None:
-        self._origins.pop(text.key, None)
+        self.origins.unanswered.pop(text.key, None)
         if self._queued:
             self._queued.pop(text.key, None)
         text.answer(what)
@@ -394,7 +398,3 @@ class Writer:
                 self._queued[text.key] = text
                 text.answer(QUEUED)
         return True
-
-
-def _same(one: Draft, other: Draft) -> bool:
-    return one.conversation_id == other.conversation_id and one.content_hash == other.content_hash

@@ -6,7 +6,7 @@ schema/, under the log lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -37,8 +37,11 @@ class Outcome:
     created_at: datetime | None
 
 
-async def append(tx: Connection, drafts: Sequence[Draft]) -> list[Outcome]:
-    """Append a batch in one call; an outcome for each draft, in order. Any SQL error fails the whole batch."""
+async def append(tx: Connection, drafts: Sequence[Draft], meanwhile: Callable[[], None] | None = None) -> list[Outcome]:
+    """Append a batch in one call; an outcome for each draft, in order. Any SQL error fails the whole batch.
+
+    `meanwhile` is called while the database works.
+    """
     columns = (
         array(UUID_OID, [d.conversation_id.bytes for d in drafts]),
         array(UUID_OID, [d.sender_id.bytes for d in drafts]),
@@ -47,7 +50,7 @@ async def append(tx: Connection, drafts: Sequence[Draft]) -> list[Outcome]:
         array(TEXT_OID, [d.content.encode() for d in drafts]),
         array(TEXT_OID, [None if d.metadata is None else d.metadata.encode() for d in drafts]),
     )
-    found = await tx.call(_APPEND, columns)
+    found = await tx.call(_APPEND, columns, meanwhile)
     value = found.get_value
     # `ord` is binary, and of one sign: its bytes sort as it does.
     rows = sorted((value(row, 0), row) for row in range(found.ntuples))

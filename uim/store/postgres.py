@@ -8,7 +8,7 @@ is thrown away, never handed on; what was in flight on it may or may not have ha
 from __future__ import annotations
 
 import select
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -167,11 +167,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.pgconn.finish()
         raise NoAnswer(f"no answer from the database within {self.answer_within_s} s")
 
-    async def call(self, statement: Statement, parameters: Sequence[bytes | None]) -> Any:
+    async def call(
+        self, statement: Statement, parameters: Sequence[bytes | None], meanwhile: Callable[[], None] | None = None
+    ) -> Any:
         """Run a statement by libpq alone, without a cursor: for what runs most often (store/binary.py has its values).
 
         Parameters and result are binary; returns the PGresult. Prepared at its first call on this connection. Errors, deadline and
-        cancelling are those of `execute`.
+        cancelling are those of `execute`. `meanwhile` is called once the statement is on its way.
         """
         async with self.lock:
             if statement.name not in self._called:
@@ -179,6 +181,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 await self._result()
                 self._called.add(statement.name)
             self.pgconn.send_query_prepared(statement.name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
+            if meanwhile is not None:
+                meanwhile()
             return await self._result()
 
     async def rows(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[TupleRow]:
