@@ -62,7 +62,7 @@ async def test_what_waits_becomes_batches_in_the_order_of_the_line(scene: Scene)
 
 
 async def test_a_batch_is_told_of_while_the_database_works_at_the_next_whatever_becomes_of_that(scene: Scene, database_url: str) -> None:
-    writer, lock = scene.desk.writer, "select pg_advisory_xact_lock(7308604897285272429)"
+    writer, lock = scene.desk.writer, "select log_lock()"
     async with await connect(database_url, name="first") as first, await connect(database_url, name="then") as then:
         async with trio.open_nursery() as nursery, then.transaction():
             async with first.transaction():
@@ -81,6 +81,35 @@ async def test_a_batch_is_told_of_while_the_database_works_at_the_next_whatever_
             three = submit(writer, text(scene.pair, scene.alice, "c"))
         assert (await two.all(), await three.all()) == ([5], [6])
     assert [entry.message_id for entry in scene.desk.appended] == [4, 5, 6]
+
+
+async def test_what_is_committed_is_told_though_the_log_has_gone_on_elsewhere_meanwhile(scene: Scene, database_url: str) -> None:
+    writer = scene.desk.writer
+    async with await connect(database_url, name="first") as first, first.transaction():
+        await first.execute("select log_lock()")
+        one = submit(writer, text(scene.pair, scene.alice, "a"))
+        await until_waiting(first, 1)
+        two = submit(writer, text(scene.pair, scene.alice, "b"))
+        writer.begin_again()
+        url, writer._url = writer._url, "postgresql://127.0.0.1:1/nowhere"
+    assert await one.all() == [4] and two.came == []
+    writer._url = url
+    assert await two.all() == [5]
+    assert [entry.message_id for entry in scene.desk.appended] == [4, 5]
+
+
+async def test_what_fails_at_its_commit_is_refused_and_the_line_goes_on(scene: Scene) -> None:
+    await scene.desk.run(
+        """create function spit() returns trigger language plpgsql as
+            $$ begin if new.content = 'poison' then raise exception 'no'; end if; return null; end $$"""
+    )
+    await scene.desk.run(
+        """create constraint trigger spit after insert on messages deferrable initially deferred
+            for each row execute function spit()"""
+    )
+    drafts = [text(scene.pair, scene.alice, content=content) for content in ("one", "poison", "two")]
+    answers = await submit(scene.desk.writer, *drafts).all()
+    assert sorted(str(answer) for answer in answers) == ["4", "5", "internal"]
 
 
 async def until_waiting(tx: Connection, count: int) -> None:

@@ -84,6 +84,14 @@ async def test_a_flood_of_pings_unread_is_read_no_further_than_its_pace(server: 
         assert paid < said * 500, "the flood outran what a connection may save up"
 
 
+@pytest.mark.parametrize(("opcode", "said", "code"), [(3, b"", 1002), (TEXT, b"\xff", 1007), (PING, b"p" * 126, 1002)])
+async def test_who_sends_what_is_no_frame_is_told_so(eve: Person, opcode: int, said: bytes, code: int) -> None:
+    async with raw.websocket(eve, "x") as peer:
+        await peer.until(b"SESSION_READY")
+        await peer.say(client_frame(opcode, said))
+        assert close_code(await peer.to_the_end()) == code
+
+
 async def test_control_frames_come_at_a_hundred_a_second_once_the_savings_are_spent(pair: Pair, eve: Person) -> None:
     async with raw.websocket(eve, "x") as peer:
         await peer.until(b"SESSION_READY")

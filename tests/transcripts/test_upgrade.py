@@ -10,6 +10,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from loadtest.lines import upgrade_request
+from tests.faults import raw
 from tests.house import Server
 
 
@@ -24,3 +26,11 @@ async def test_ws_without_an_upgrade_is_a_bad_request(server: Server, headers: d
     assert answer.headers["cache-control"] == "no-store"
     assert server.house.switchboard.connections == 0
     await alice.connect("phone")
+
+
+@pytest.mark.parametrize("odd", [(b"Host: ", b"Host: \xff"), (b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: \xff\r\n\r\n")])
+async def test_an_upgrade_with_letters_that_have_no_meaning_there_is_a_bad_request(server: Server, odd: tuple[bytes, bytes]) -> None:
+    alice = await server.register("alice")
+    head = upgrade_request(alice.tokens["access_token"], "phone")
+    async with raw.line(server, head.replace(*odd)) as peer:
+        assert (await peer.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")

@@ -243,8 +243,7 @@ class Writer:
             line.extendleft(reversed(batch))
             self._lose(lost)
             return
-        finally:
-            self._tell_last()
+        self._tell_last()
         self._outage.ended()
         self._last = partial(self._tell, batch, drafts, outcomes)
         following = self._kept or self._line
@@ -323,6 +322,7 @@ class Writer:
     # -- an outage --------------------------------------------------------------------------------------------------------
 
     def _lose(self, lost: Exception) -> None:
+        self._tell_last()
         if self._tx is not None:
             self._tx.pgconn.finish()
             self._tx = None

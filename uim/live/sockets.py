@@ -16,7 +16,7 @@ import trio
 import wsproto.events
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 from wsproto.connection import ConnectionState
-from wsproto.events import Request
+from wsproto.events import RejectConnection, Request
 from wsproto.utilities import RemoteProtocolError
 
 from uim.listener import ByteStream
@@ -139,9 +139,8 @@ class ServerSocket(WebSocketConnection):
         """What these bytes ask for, a head and whatever came with it; None if that is no upgrade, which the client has been told."""
         try:
             self._wsproto.receive_data(head)
-        except RemoteProtocolError as fault:
-            if fault.event_hint:
-                await self._send(fault.event_hint)
+        except (RemoteProtocolError, UnicodeError) as fault:
+            await self._send(getattr(fault, "event_hint", None) or RejectConnection())
             await self._close_stream()
             return None
         return next((WebSocketRequest(self, event) for event in self._wsproto.events() if isinstance(event, Request)), None)
@@ -203,6 +202,11 @@ class ServerSocket(WebSocketConnection):
     async def _close_stream(self) -> None:
         """The end of reading. The stream is closed by its owner, after the session has ended: to close may take a second."""
         self._reader_running = False
+
+    async def _handle_close_connection_event(self, event: wsproto.events.CloseConnection) -> None:
+        if self._wsproto.state is ConnectionState.OPEN:
+            await self._send(event)  # it is not the peer's, but of what cannot be read: who sent that is told (RFC 6455, 7.1.7)
+        await super()._handle_close_connection_event(event)
 
     async def _handle_ping_event(self, event: wsproto.events.Ping) -> None:
         await self.pace.spend(SCRAP)

@@ -198,10 +198,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         return super()._deallocate(name)
 
     async def _result(self) -> Any:
-        (result,) = await self.wait(generators.execute(self.pgconn))
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
-        return result
+        results = await self.wait(generators.execute(self.pgconn))
+        # After the rows there may be an error still, of the commit: then they tell of nothing.
+        if results[-1].status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(results[-1])
+        return results[0]
 
     async def _ask_to_cancel(self) -> None:
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
